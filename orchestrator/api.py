@@ -1,0 +1,381 @@
+"""The HTTP process: tables of endpoints become routes.
+
+decode → authenticate → one call, which is one transaction → encode; what goes wrong becomes the one
+error body. No route has code here: a vertical's table says what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg import errors as pg
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import __version__, auth, httpd, openapi, ops, telemetry, web
+from .config import Config
+from .db import Pool
+from .errors import (
+    Conflict,
+    Invalid,
+    Malformed,
+    MethodNotAllowed,
+    Problem,
+    Refused,
+    RouteNotFound,
+    Slow,
+    TooLarge,
+    Unavailable,
+    WrongContentType,
+    is_lost,
+    is_rolled_back,
+)
+from .sinks import redis
+from .telemetry import log
+from .wire import Call, Endpoint, Reply, convert, decode, encode, problem
+
+ENDPOINTS: list[Endpoint] = [*ops.ENDPOINTS, *auth.ENDPOINTS]
+
+SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "X-XSS-Protection": "1; mode=block",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+}
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+QUIET = {"/health", "/health/live", "/health/ready", "/metrics", "/ping"}
+SLOW_READER_SECONDS = 30.0
+
+
+class Api:
+    """What the routes of one process share."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.pool = Pool(config, role="orc_api", application="orchestrator api")
+        self.started_at = time.monotonic()
+        self.draining = False
+        self.gauges = ops.Gauges()
+
+    async def redis(self) -> ops.Component:
+        if not self.config.redis_url:
+            return ops.Component("not configured")
+        return ops.Component("up" if await redis.is_alive(self.config.redis_url) else "down")
+
+    def drain(self) -> None:
+        if not self.draining:
+            log("draining")
+        self.draining = True
+
+
+def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
+    """The application. Every route is behind the same shell, the pages too."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await api.pool.open()
+        yield
+        await api.pool.close()
+
+    document = openapi.document(
+        api.config.app_name, __version__, "Jobs, schedules and agents on Postgres", endpoints
+    )
+    routes: list[BaseRoute] = [_route(api, endpoint) for endpoint in endpoints]
+    app = Starlette(
+        routes=[*routes, *web.routes(document)],
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Shell),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=api.config.cors_origins,
+                allow_credentials="*" not in api.config.cors_origins,
+                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match",
+                               "Last-Event-ID", "Prefer", "X-Request-ID"],
+                expose_headers=["ETag", "Idempotency-Replayed", "Location", "Retry-After",
+                                "X-Process-Time", "X-Request-ID"],
+            ),
+            Middleware(Errors),
+        ],
+        exception_handlers={HTTPException: _routing_error},
+    )  # fmt: skip
+    app.router.redirect_slashes = False
+    return app
+
+
+def _route(api: Api, endpoint: Endpoint) -> Route:
+    async def answer(request: Request) -> Response:
+        request.scope["route_path"] = endpoint.path
+        return _response(endpoint, await _answer(api, endpoint, request))
+
+    return Route(endpoint.path, answer, methods=[endpoint.method], name=endpoint.verb)
+
+
+async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
+    principal = None
+    if endpoint.scope is not None:
+        client = request.client.host if request.client else None
+        headers = request.headers
+        principal = await auth.authenticate(
+            api, headers.get("authorization"), client, headers.get("host", "")
+        )
+        auth.require(principal, endpoint.scope)
+    call = Call(app=api, path=_path(request), principal=principal)
+    if endpoint.query is not None:
+        call.query = convert(_query(request), endpoint.query, "query")
+    if endpoint.body is not None:
+        call.body = decode(await _body(request, api.config), endpoint.body)
+        _refuse_disagreement(call)
+    if endpoint.handler is not None:
+        return await endpoint.handler(call)
+    return await _verb(api, endpoint, call)
+
+
+async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
+    """The endpoint's verb with every field of path, query and body as an argument."""
+    arguments: dict[str, Any] = dict(call.path)
+    for part in (call.query, call.body):
+        if part is not None:
+            arguments |= {name: getattr(part, name) for name in part.__struct_fields__}
+    if getattr(endpoint.returns, "__origin__", None) is list:
+        return await api.pool.call(endpoint.verb, **arguments)
+    return await api.pool.call_one(endpoint.verb, **arguments)
+
+
+def _path(request: Request) -> dict[str, str]:
+    values = {name: str(value) for name, value in request.path_params.items()}
+    if any("\0" in value for value in values.values()):
+        raise RouteNotFound(f"There is nothing at {request.url.path!r}")
+    return values
+
+
+def _query(request: Request) -> dict[str, Any]:
+    """Each name once; the same name again would silently win over the first."""
+    pairs = request.query_params.multi_items()
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise Malformed("A query parameter is given more than once")
+    return values
+
+
+async def _body(request: Request, config: Config) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise WrongContentType(
+            f"The body is {kind or 'of no stated type'}", hint="send application/json"
+        )
+    try:
+        async with asyncio.timeout(config.body_timeout):
+            return await _read(request, config.body_limit)
+    except TimeoutError:
+        seconds = config.body_timeout
+        raise Slow(f"The body took longer than {seconds:g} s", headers=CLOSE) from None
+
+
+CLOSE = {"Connection": "close"}
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    said = request.headers.get("content-length", "0")
+    if said.isdigit() and int(said) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes", headers=CLOSE)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes", headers=CLOSE)
+    return bytes(body)
+
+
+def _refuse_disagreement(call: Call) -> None:
+    for name, value in call.path.items():
+        told = getattr(call.body, name, value)
+        if told is not msgspec.UNSET and str(told) != value:
+            raise Malformed(
+                f"The path says {name} {value!r}, the body {str(told)!r}",
+                detail=[{"loc": ["body", name], "msg": "disagrees with the path", "type": "value"}],
+            )
+
+
+def _response(endpoint: Endpoint, result: Any) -> Response:
+    reply = result if isinstance(result, Reply) else Reply(body=result, status=endpoint.status)
+    body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
+    return Response(
+        b"" if reply.status == 204 else body,
+        reply.status,
+        reply.headers,
+        media_type=reply.content_type,
+    )
+
+
+def _routing_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        refusal: Problem = MethodNotAllowed(
+            f"{request.method} isn't answered at {path}", headers=dict(error.headers or {})
+        )
+    else:
+        refusal = RouteNotFound(f"There is nothing at {path}", hint="/docs lists every route")
+    return _problem_response(refusal, request.scope)
+
+
+def _problem_response(error: Problem, scope: Scope) -> Response:
+    body = problem(error, scope["path"], scope.get("request_id", ""))
+    return Response(encode(body), error.status, error.headers, "application/problem+json")
+
+
+class Errors:
+    """Innermost: an exception becomes the one error body. Nothing of ours leaks into a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            log("client_went_away", "debug", path=scope["path"])
+        except Exception as error:
+            if started:
+                raise
+            await _problem_response(as_problem(error), scope)(scope, receive, send)
+
+
+def as_problem(error: Exception) -> Problem:
+    """What the caller may know about an exception."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Refused):
+        return _said_by_verb(error, type(error), error.diag.message_primary)
+    if isinstance(error, psycopg.Error):
+        return _said_by_postgres(error)
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_postgres(error: psycopg.Error) -> Problem:
+    constraint = (error.diag.constraint_name or "").replace("_", " ")
+    if is_lost(error):
+        return Unavailable("The database can't be reached")
+    if is_rolled_back(error):
+        return Unavailable("The database is busy with the same rows")
+    if isinstance(error, pg.UniqueViolation | pg.ForeignKeyViolation | pg.ExclusionViolation):
+        return _said_by_verb(error, Conflict, f"This would break: {constraint}")
+    if isinstance(error, pg.IntegrityError):
+        return _said_by_verb(error, Invalid, f"This would break: {constraint or 'a rule'}")
+    if isinstance(error, pg.DataError):
+        return _said_by_verb(error, Invalid, "A value can't be kept by the database")
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_verb(error: psycopg.Error, kind: type[Refused], message: str | None) -> Problem:
+    """With the status of a SQLSTATE. Postgres' own details stay: they may hold foreign rows."""
+    said = error.diag if isinstance(error, Refused) else None
+    message = message or kind.error
+    which = said.message_detail if said else None
+    place = {"loc": ["body"], "msg": which or message, "type": "value"}
+    return Problem(
+        message,
+        detail=[place] if kind is Invalid else None,
+        hint=said.message_hint if said else None,
+        which=which,
+        kind=kind,
+    )
+
+
+class Shell:
+    """Outermost: request id, both slash forms, headers, time, one line per request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        scope["request_id"] = request_id
+        telemetry.correlation_id.set(request_id)
+        if (path := scope["path"]) != "/" and path.endswith("/"):
+            scope["path"] = path.rstrip("/") or "/"
+        status = 500
+
+        async def finish(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message, request_id, time.perf_counter() - started)
+            async with asyncio.timeout(SLOW_READER_SECONDS):
+                await send(message)
+
+        with telemetry.IN_FLIGHT.track_inprogress():
+            try:
+                await self.app(scope, receive, finish)
+            finally:
+                _account(scope, status, time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        text: str = value.decode("latin-1")
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(text):
+            return text
+    return str(uuid.uuid4())
+
+
+def _add_headers(message: Message, request_id: str, seconds: float) -> None:
+    headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
+    present = {name.lower() for name, _ in headers}
+    ours = {**SECURITY, "X-Request-ID": request_id, "X-Process-Time": f"{seconds * 1000:.2f}"}
+    for name, value in ours.items():
+        if (raw := name.lower().encode()) not in present:
+            headers.append((raw, value.encode()))
+
+
+def _account(scope: Scope, status: int, seconds: float) -> None:
+    route = scope.get("route_path", "(none)")
+    method = scope["method"] if "route_path" in scope else "(any)"
+    telemetry.REQUESTS.labels(method, route, str(status)).observe(seconds)
+    level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
+    log(
+        "request_answered",
+        level,
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        ms=round(seconds * 1000, 2),
+    )
+
+
+async def main(config: Config) -> None:
+    listener = httpd.bind(config.api_host, config.port)
+    api = Api(config)
+    log("started", url=f"http://{config.api_host}:{listener.getsockname()[1]}", version=__version__)
+    await httpd.server(build(api), config, api.drain).serve(sockets=[listener])
+    log("stopped")

@@ -1,0 +1,155 @@
+"""The only reader of the environment.
+
+Names that other software set for years are accepted as they are; our own start with `ORC_`,
+and an unknown one of those is an error, because a typo in a setting must not be a silent default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import Misconfigured
+
+
+def _root() -> Path:
+    """The checkout, or for an installed package the folder that one stands in."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "Procfile").exists() else Path.cwd()
+
+
+ROOT = _root()
+
+
+def _database_url(text: str) -> str:
+    """Drops a driver suffix: `postgresql+asyncpg://` is `postgresql://`."""
+    return re.sub(r"^postgres(?:ql)?(?:\+\w+)?://", "postgresql://", text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """A JSON list or comma-separated words."""
+    if text.lstrip().startswith("["):
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("is neither on nor off")
+
+
+def _positive(text: str) -> float:
+    if (number := float(text)) <= 0:
+        raise ValueError("must be more than 0")
+    return number
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError("must be 1 or more")
+    return number
+
+
+def _port(text: str) -> int:
+    if not 0 <= (port := int(text)) <= 65535:
+        raise ValueError("is not a port (0 to 65535)")
+    return port
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
+
+    return read
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says, checked. The field comments are the manual."""
+
+    database_url: str = ""  # empty: the embedded server of this folder, when it runs
+    database_pooler: bool = (
+        False  # behind PgBouncer in transaction mode: no roles, no settings, no LISTEN
+    )
+    database_timeout: float = 5.0  # seconds that a call may take on the server
+    pool_size: int = 10
+    redis_url: str = ""
+    app_name: str = "Orchestrator"
+    app_env: str = "production"  # development lets the system agent's id work as a key, on loopback
+    api_host: str = "127.0.0.1"
+    port: int = 8080
+    cors_origins: tuple[str, ...] = ("http://localhost:3000",)
+    body_limit: int = 1_048_576  # bytes of a request's body
+    body_timeout: float = 10.0  # seconds for a request's head, and again for its body
+    connection_limit: int = 1000
+    data: Path = ROOT / ".data"  # the embedded server, pid files and logs
+    python_modules: tuple[str, ...] = ()  # modules whose functions python.call may call
+    log_level: str = "info"
+    log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
+
+    @property
+    def development(self) -> bool:
+        return self.app_env == "development"
+
+
+READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "DATABASE_URL": ("database_url", _database_url),
+    "DB_DSN": ("database_url", _database_url),
+    "REDIS_URL": ("redis_url", str),
+    "APP_NAME": ("app_name", str),
+    "APP_ENV": ("app_env", str.lower),
+    "API_HOST": ("api_host", str),
+    "PORT": ("port", _port),
+    "CORS_ORIGINS": ("cors_origins", _names),
+    "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
+    "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
+    "ORC_BODY_LIMIT": ("body_limit", _count),
+    "ORC_BODY_TIMEOUT": ("body_timeout", _positive),
+    "ORC_CONNECTION_LIMIT": ("connection_limit", _count),
+    "ORC_DATA": ("data", lambda text: ROOT / text),
+    "ORC_DATABASE_POOLER": ("database_pooler", _flag),
+    "ORC_DATABASE_TIMEOUT": ("database_timeout", _positive),
+    "ORC_PYTHON_MODULES": ("python_modules", _names),
+    "ORC_POOL_SIZE": ("pool_size", _count),
+}
+"""Every name that is read, its field, and how. Where two name one field, the first wins."""
+
+FOR_TESTS = {"ORC_TEST_PG"}
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration, or `Misconfigured` with every problem at once."""
+    environ = os.environ if environ is None else environ
+    problems = [_unknown(name) for name in environ if _is_unknown(name)]
+    fields: dict[str, Any] = {}
+    for name, (field, read) in READERS.items():
+        if not environ.get(name) or field in fields:
+            continue
+        try:
+            fields[field] = read(environ[name])
+        except (ValueError, msgspec.MsgspecError) as error:
+            problems.append(f"{name}={environ[name]!r} {error}")
+    if problems:
+        raise Misconfigured("\n".join(problems))
+    return Config(**fields)
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith("ORC_") and name not in READERS and name not in FOR_TESTS
+
+
+def _unknown(name: str) -> str:
+    ours = [known for known in READERS if known.startswith("ORC_")]
+    near = difflib.get_close_matches(name, ours, n=1)
+    way_out = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(ours))}"
+    return f"{name} is not a setting: {way_out}"

@@ -1,0 +1,173 @@
+"""uvicorn with what it lacks: deadlines for slow clients, bounds on heads, and our error body.
+
+uvicorn waits for ever for the rest of a request and reads a head of any size. A connection here has
+`seconds` to send a head, and again to send the rest of a body that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from . import telemetry
+from .config import Config
+from .errors import BadRequest, HeadersTooLarge, Misconfigured, Problem, Slow, Unavailable
+from .wire import encode, problem
+
+HEAD_BYTES = 32_768
+HEADERS = 100
+
+
+class Bounded(HttpToolsProtocol):
+    """A connection with its bounds; `bounded` fills them in."""
+
+    seconds: ClassVar[float]
+    most: ClassVar[int]
+    head_bytes = 0
+    in_head = True
+    timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.refuse(Unavailable("Too many connections"))
+        else:
+            self.arm()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.disarm()
+        super().connection_lost(error)
+
+    def arm(self) -> None:
+        self.disarm()
+        self.timer = self.loop.call_later(self.seconds, self.late)
+
+    def disarm(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def late(self) -> None:
+        if self.in_head and self.head_bytes:
+            self.refuse(Slow(f"The request's head took longer than {self.seconds:g} s"))
+        else:
+            telemetry.REFUSED.labels("idle").inc()
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self.in_head:
+            self.head_bytes += len(data)
+        super().data_received(data)
+        if self.in_head and self.head_bytes > HEAD_BYTES and self.parser is not None:
+            self.refuse(HeadersTooLarge(f"The request's head is larger than {HEAD_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_head, self.head_bytes = True, 1
+        self.arm()
+
+    def on_headers_complete(self) -> None:
+        self.disarm()
+        self.in_head = False
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > HEAD_BYTES or len(self.headers) > HEADERS:
+            self.refuse(HeadersTooLarge(f"More than {HEADERS} headers or {HEAD_BYTES} bytes"))
+        elif not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.disarm()
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle is not None and self.cycle.more_body:
+            self.arm()  # nobody reads the rest
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(BadRequest("This isn't an HTTP/1.1 request"))
+
+    def refuse(self, error: Problem) -> None:
+        """Answers without a route, and hangs up."""
+        self.disarm()
+        telemetry.REFUSED.labels(error.error).inc()
+        if not self.transport.is_closing():
+            self.transport.write(_raw(error))
+            self.transport.close()
+
+
+def bounded(seconds: float, connections: int) -> type[Bounded]:
+    return type("Bounded", (Bounded,), {"seconds": seconds, "most": connections})
+
+
+def _raw(error: Problem) -> bytes:
+    request_id = str(uuid.uuid4())
+    body = encode(problem(error, "", request_id))
+    headers = {
+        "Content-Type": "application/problem+json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "X-Request-ID": request_id,
+        **error.headers,
+    }
+    lines = [f"HTTP/1.1 {error.status} {error.error}", *(f"{k}: {v}" for k, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The listening socket, or one clear line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Misconfigured(
+            f"port {port} on {host} can't be used: {error.strerror}"
+            " (stop what holds it, or choose another with PORT or --port)"
+        ) from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """Tells the application when the drain begins, so that it can say it isn't ready."""
+
+    def __init__(self, config: uvicorn.Config, draining: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.draining = draining
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first drains, the second ends. Neither is raised again: a drain exits with 0."""
+        self.draining()
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def server(app: Any, config: Config, draining: Callable[[], None]) -> Server:
+    settings = uvicorn.Config(
+        app,
+        http=cast(Any, bounded(config.body_timeout, config.connection_limit)),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=15,
+    )
+    return Server(settings, draining)

@@ -1,0 +1,1 @@
+"""Where outbox messages go: one file each."""

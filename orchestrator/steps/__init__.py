@@ -1,0 +1,85 @@
+"""Step kinds: one file each, with a config Struct and `run(config, context) -> Outcome`.
+
+A pure kind is a plain function that neither waits nor touches anything outside: a run of pure steps
+is executed where it arrives, without a task and without a round trip.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from ..config import Config
+
+
+class Done(msgspec.Struct):
+    value: Any = None
+
+
+class Retry(msgspec.Struct):
+    """It may work another time: a timeout, a refused connection, a 503."""
+
+    type: str
+    message: str
+    delay: float | None = None
+
+
+class Fail(msgspec.Struct):
+    """Trying again can't help: bad arguments, an assertion, a refusal."""
+
+    type: str
+    message: str
+
+
+class Park(msgspec.Struct):
+    """Holds no worker until it is woken, or until a time."""
+
+    waiting_for: str
+    until: str | None = None
+
+
+Outcome = Done | Retry | Fail | Park
+
+
+class Context(msgspec.Struct):
+    """What a step may know of its run, and what it leaves: lines, a thread that outlives it."""
+
+    config: Config
+    tenant: str
+    run: str
+    epoch: int
+    attempt: int
+    input: Any
+    steps: dict[str, Any]
+    lines: list[dict[str, Any]] = []
+    thread: threading.Thread | None = None
+
+
+current: ContextVar[Context] = ContextVar("current")
+"""The run that a function was called for, for functions that want to know."""
+
+
+class Kind(msgspec.Struct, frozen=True):
+    name: str
+    arguments: type[msgspec.Struct]
+    run: Callable[[Any, Context], Outcome | Awaitable[Outcome]]
+    pure: bool = False
+
+
+def words(error: BaseException) -> str:
+    """An exception as text, even when it can't say what it is."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def builtins() -> dict[str, Kind]:
+    from . import assertion, log_write, python_call, setting
+
+    kinds = [setting.KIND, assertion.KIND, log_write.KIND, python_call.KIND]
+    return {kind.name: kind for kind in kinds}

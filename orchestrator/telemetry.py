@@ -1,0 +1,132 @@
+"""Logs: JSON for machines, colours for people, one line per transition, nothing secret."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from structlog.types import EventDict, Processor, WrappedLogger
+
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+
+METRICS = CollectorRegistry()
+"""What this process counts. What the database knows is a view there, and joins at the scrape."""
+
+REQUESTS = Histogram(
+    "orchestrator_http_request_seconds",
+    "Time to answer, by route",
+    ["method", "route", "status"],
+    registry=METRICS,
+)
+IN_FLIGHT = Gauge("orchestrator_http_requests_in_flight", "Being answered", registry=METRICS)
+REFUSED = Counter(
+    "orchestrator_http_refused", "Closed before a route was reached", ["why"], registry=METRICS
+)
+
+SECRET_NAMES = re.compile(r"(password|passwd|secret|token|authorization|api_?key|cookie|dsn)", re.I)
+SECRET_VALUES = re.compile(
+    r"(?P<url>\w+://[^\s:/@]*:)[^\s/]+(?=@)|(?P<bearer>bearer\s+)\S+|(?P<key>\bork_)\w+|(?P<kv>\bpassword=)\S+",
+    re.I,
+)
+MASK = "***"
+
+
+def mask(text: str) -> str:
+    """Replaces passwords in URLs, bearer tokens and our own keys."""
+    return SECRET_VALUES.sub(lambda found: (found[found.lastgroup or 0] or "") + MASK, text)
+
+
+def _masked(name: str, value: Any) -> Any:
+    if SECRET_NAMES.search(name):
+        return MASK
+    return _clean(value)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {name: _masked(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(inner) for inner in value]
+    return value
+
+
+def _hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: _masked(name, value) for name, value in event.items()}
+
+
+def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if (current := correlation_id.get()) is not None:
+        event.setdefault("correlation_id", current)
+    return event
+
+
+def setup(
+    process: str, level: str = "info", format: str = "auto", stream: TextIO | None = None
+) -> None:
+    """Routes structlog and the standard logging of libraries through the same lines, to stderr."""
+    stream = stream or sys.stderr
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True, key="timestamp"),
+        _correlate,
+        structlog.processors.StackInfoRenderer(),
+    ]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=_last(format, stream)
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("uvicorn.error", "apscheduler", "psycopg.pool"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(root.level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+    global _process
+    _process = process
+
+
+_process = "orchestrator"
+
+
+def _last(format: str, stream: TextIO) -> list[Processor]:
+    """The end of the chain: what hides secrets comes after what renders an exception."""
+    drop = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    rename = structlog.processors.EventRenamer("message")
+    json = format == "json" or (format == "auto" and not stream.isatty())
+    if json:
+        return [
+            drop,
+            structlog.processors.format_exc_info,
+            rename,
+            _hide_secrets,
+            structlog.processors.JSONRenderer(),
+        ]
+    return [
+        drop,
+        structlog.processors.format_exc_info,
+        _hide_secrets,
+        structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+    ]
+
+
+def log(action: str, level: str = "info", message: str | None = None, **facts: Any) -> None:
+    """One transition, one line: `log("run_claimed", run_id=…)`."""
+    logger = structlog.get_logger(_process)
+    getattr(logger, level)(
+        message or action.replace("_", " "), action=action, process=_process, **facts
+    )

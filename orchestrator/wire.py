@@ -1,0 +1,276 @@
+"""What crosses the wire: bytes to types, types to bytes, and the one error body.
+
+Everything that arrives is bounded before it is read: bytes, depth, encoding and characters that
+Postgres can't keep. A bad body is answered with all of its problems at once, each with its place.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from http import HTTPStatus
+from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
+
+import msgspec
+
+from .config import Config
+from .db import Pool
+from .errors import Malformed, Problem
+
+MAX_DEPTH = 32
+"""The same bound as `orchestrator.json_is_bounded` in Postgres."""
+
+STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.S)
+NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A point in time: never without its zone."""
+
+
+class Place(TypedDict):
+    """One problem of a request: where, what, and what kind."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who acts, for which tenant, and what they may do."""
+
+    tenant_id: str
+    id: str
+    kind: str
+    name: str
+    scopes: list[str]
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class Reply(msgspec.Struct, kw_only=True):
+    """An answer that isn't plain JSON with the endpoint's status."""
+
+    body: Any = None
+    status: int = 200
+    content_type: str = "application/json"
+    headers: dict[str, str] = {}
+
+
+class App(Protocol):
+    """The process that answers, as a vertical's handler sees it."""
+
+    config: Config
+    pool: Pool
+    started_at: float
+    draining: bool
+    gauges: Any
+
+    async def redis(self) -> Any: ...
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One request, decoded and authenticated."""
+
+    app: App
+    path: dict[str, str] = {}
+    query: Any = None
+    body: Any = None
+    principal: Principal | None = None
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A row of a vertical's table: a route and the verb that answers it."""
+
+    method: str
+    path: str
+    verb: str
+    body: Any = None
+    returns: Any = None
+    query: Any = None
+    scope: str | None = None  # what the caller needs; "" is any known caller, None is everyone
+    status: int = 200
+    handler: Handler | None = None
+    summary: str = ""
+    content_type: str = "application/json"
+    errors: tuple[int, ...] = ()
+    group: str = ""  # where it stands in the documentation, unless under the first word of its path
+
+    @property
+    def tag(self) -> str:
+        words = [word for word in re.split("[/:]", self.path) if word not in {"", "v1", "api"}]
+        return self.group or words[0]
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The base of every body and query: an unknown field is an error, never ignored."""
+
+
+def encode(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def decode(data: bytes, kind: Any = Any) -> Any:
+    """The value, or `Malformed` with every problem of it."""
+    _refuse_hostile(data)
+    try:
+        return _decoder(kind).decode(data)
+    except msgspec.ValidationError as error:
+        raise _malformed(_problems_of_json(data, kind, error), "body") from None
+    except UnicodeDecodeError:
+        raise _malformed([_place([], "the body isn't UTF-8", "encoding")], "body") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _malformed([_place([], f"not JSON: {error}", "syntax")], "body") from None
+
+
+def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
+    """Texts of a query or a path into their types."""
+    if any("\0" in name or "\0" in str(value) for name, value in values.items()):
+        raise _malformed([_place([], "a NUL character can't be kept", "character")], where)
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        found = list(_problems(values, kind, [], strict=False)) or [_whole(error)]
+        raise _malformed(found, where) from None
+
+
+def _refuse_hostile(data: bytes) -> None:
+    if is_too_deep(data):
+        text = f"nested deeper than {MAX_DEPTH} levels"
+        raise _malformed([_place([], text, "depth")], "body")
+    if b"\\u0000" in data and NUL.search(data):
+        raise _malformed([_place([], "a NUL character can't be kept", "character")], "body")
+
+
+def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return False
+    depth = 0
+    for bracket in STRINGS.sub(b"", data).translate(None, NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limit:
+            return True
+    return False
+
+
+def _malformed(places: list[Place], where: str) -> Malformed:
+    for place in places:
+        place["loc"].insert(0, where)
+    count = f"{len(places)} problems" if len(places) > 1 else places[0]["msg"]
+    return Malformed(f"The {where} can't be used: {count}", detail=places)
+
+
+def _place(loc: Sequence[str | int], msg: str, kind: str) -> Place:
+    return {"loc": list(loc), "msg": msg, "type": kind}
+
+
+def _problems_of_json(data: bytes, kind: Any, error: msgspec.ValidationError) -> list[Place]:
+    try:
+        value = msgspec.json.decode(data)
+    except msgspec.ValidationError as number:  # out of range for Python
+        return [_whole(number)]
+    return list(_problems(value, kind, [])) or [_whole(error)]
+
+
+def _problems(value: Any, kind: Any, loc: list[str | int], strict: bool = True) -> Iterator[Place]:
+    """Walks value and type side by side, so that one bad field doesn't hide the next."""
+    bare, extra = _bare(kind, value)
+    if isinstance(bare, type) and issubclass(bare, msgspec.Struct) and isinstance(value, Mapping):
+        yield from _problems_of_struct(value, bare, loc, strict)
+    elif get_origin(bare) is list and isinstance(value, list) and not extra:
+        for index, item in enumerate(value):
+            yield from _problems(item, get_args(bare)[0], [*loc, index], strict)
+    else:
+        try:
+            msgspec.convert(value, kind, strict=strict)
+        except msgspec.ValidationError as error:
+            yield _whole(error, loc)
+
+
+def _problems_of_struct(
+    value: Mapping[str, Any], kind: type[msgspec.Struct], loc: list[str | int], strict: bool
+) -> Iterator[Place]:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name, field in fields.items():
+        if name in value:
+            yield from _problems(value[name], field.type, [*loc, name], strict)
+        elif field.required:
+            yield _place([*loc, name], "this field is required", "missing")
+    if kind.__struct_config__.forbid_unknown_fields:
+        for name in value.keys() - fields.keys():
+            yield _place([*loc, name], "there is no such field", "unknown_field")
+
+
+def _bare(kind: Any, value: Any) -> tuple[Any, bool]:
+    """The type without `Annotated` and `| None`, and whether it carried constraints."""
+    extra = False
+    while True:
+        origin = get_origin(kind)
+        if origin is Annotated:
+            kind, extra = get_args(kind)[0], True
+        elif origin in (typing.Union, types.UnionType) and value is not None:
+            members = [m for m in get_args(kind) if m not in (type(None), msgspec.UnsetType)]
+            if len(members) != 1:
+                return kind, extra
+            kind = members[0]
+        else:
+            return kind, extra
+
+
+INNER_PATH = re.compile(r" - at `([^`]*)`$")
+STEPS = re.compile(r"\.(\w+)|\[(\d+)\]")
+
+
+def _whole(error: msgspec.ValidationError, loc: Sequence[str | int] = ()) -> Place:
+    """msgspec's own sentence, with the path that it names moved to where it belongs."""
+    text = str(error)
+    path: list[str | int] = list(loc)
+    if found := INNER_PATH.search(text):
+        text = text[: found.start()]
+        path += [name or int(index) for name, index in STEPS.findall(found[1])]
+    kind = "type" if text.startswith("Expected") and ", got" in text else "value"
+    return _place(path, text[:1].lower() + text[1:], kind)
+
+
+class ProblemBody(msgspec.Struct):
+    """The one error body: RFC 9457 and the names that our users rely on."""
+
+    type: str
+    title: str
+    status: int
+    instance: str
+    error: str
+    message: str
+    detail: str | list[Place]
+    details: dict[str, Any]
+    request_id: str
+    timestamp: Instant
+
+
+def problem(error: Problem, instance: str, request_id: str) -> ProblemBody:
+    return ProblemBody(
+        type=f"/redoc#error-{error.error}",
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        instance=instance,
+        error=error.error,
+        message=error.message,
+        detail=error.detail,
+        details=error.details,
+        request_id=request_id,
+        timestamp=datetime.now(UTC),
+    )

@@ -1,0 +1,70 @@
+-- The library, in reading order. A page may use only what stands above it.
+--
+-- Two schemas: `orchestrator` holds facts (tables, and the functions that their defaults and checks
+-- need), `orc` holds verbs and views. Facts are made once and then migrated: facts.sql and the
+-- tables.sql say how they are today, migrations/ says how older ones get there. All other pages are
+-- verbs: at each deploy schema `orc` is emptied and filled again from them, in one transaction.
+-- So nothing in `orchestrator` may depend on `orc`.
+--
+-- `bin/db install` reads this page: it loads the pages in this order, keeps a ledger of migrations,
+-- and refuses what isn't safe. psql can read it too, into an empty database, to look around:
+--   psql -f sql/install.sql
+-- What psql made has an empty ledger, and the program won't serve it (`bin/db reset` starts anew).
+
+\set ON_ERROR_STOP on
+begin;
+
+-- Who owns, who may call: four roles and two schemas. Safe to run again.
+\ir base/roles.sql
+
+set local role orc_owner;
+set local search_path = pg_catalog;
+
+-- The clock that tests can steer, ids that carry their time, bounds on json.
+\ir base/facts.sql
+
+-- The migration ledger, and the register of tables that are partitioned by time.
+\ir base/tables.sql
+
+-- Tenants and principals: who owns, who acts.
+\ir auth/tables.sql
+
+-- Live and finished runs, attempts, steps, workers, queues, keys.
+\ir work/tables.sql
+
+-- Ways to say no: one helper for each SQLSTATE of ours.
+\ir base/functions.sql
+
+-- Partitions: made ahead of time, dropped after their retention, and the view of them.
+\ir base/partitions.sql
+
+-- The first agent, and whoami.
+\ir auth/functions.sql
+
+-- The life of a run, in its order: enqueue, claim, settle; the workers' leases; what people do to
+-- runs and queues; housekeeping.
+\ir work/enqueue.sql
+\ir work/claim.sql
+\ir work/settle.sql
+\ir work/workers.sql
+\ir work/control.sql
+\ir work/keep.sql
+\ir work/views.sql
+
+-- Invariants of work, and why a run is where it is.
+\ir work/check.sql
+
+-- What holds and what doesn't: help, health, gauges, check, the ledger as a view.
+\ir ops/functions.sql
+\ir ops/views.sql
+
+-- The facts in words, one line each: equal databases give equal lines.
+\ir ops/describe.sql
+
+-- The last page looks at everything above it and closes what was left open.
+\ir ops/seal.sql
+
+-- The first partitions.
+select * from orc.keep_partitions();
+
+commit;

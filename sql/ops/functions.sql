@@ -1,0 +1,95 @@
+-- The library about itself: what there is, how it is, and what is broken.
+--
+-- `orc.check()` lists broken invariants and is empty when all is well. Each vertical has a function
+-- orc._check_<word>() with its own; they are added up here, by name. What a constraint can hold is a
+-- constraint; an invariant is for what none can.
+-- Gauges are cheap: they read the statistics views and never count a table.
+-- (Measured 2026-11-21: 2 ms with 45 partitions, 10 ms with 700.)
+
+create function orc.help(pattern text default null)
+returns table (verb text, arguments text, returns text, purpose text)
+language sql stable as $$
+  select p.proname::text, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), d.description
+  from pg_proc p left join pg_description d on d.objoid = p.oid and d.classoid = 'pg_proc'::regclass
+  where p.pronamespace = 'orc'::regnamespace and p.proname not like '\_%'
+    and (pattern is null or concat_ws(' ', p.proname, d.description) ilike '%' || pattern || '%')
+  order by p.proname, 2
+$$;
+comment on function orc.help(text) is 'Every verb with its arguments and purpose; the pattern is a part of its name or purpose.';
+grant execute on function orc.help(text) to orc_api, orc_worker, orc_reader;
+
+create function orc.health()
+returns table (database_time timestamptz, server_version text, in_recovery boolean, last_migration text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select orchestrator.now(), current_setting('server_version'), pg_is_in_recovery(),
+         (select max(name) from orchestrator.migration)
+$$;
+comment on function orc.health() is 'The database in one row: its time, its version, and how far its schema is.';
+grant execute on function orc.health() to orc_api, orc_worker, orc_reader;
+
+create function orc._sessions()
+returns table (of_a_client boolean, state text, transaction_age double precision, snapshot_age integer)
+language sql stable as $$
+  select datname is not null, coalesce(state, 'hidden'), extract(epoch from clock_timestamp() - xact_start), age(backend_xmin)
+  from pg_stat_activity
+  where coalesce(datname, current_database()) = current_database() and pid <> pg_backend_pid()
+$$;
+comment on function orc._sessions() is
+  'The other sessions of this database, and the processes of the server; hidden where we may not look.';
+
+create function orc.gauges() returns table (name text, labels jsonb, value double precision)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  with session as materialized (select * from orc._sessions())
+  select 'database_bytes', '{}'::jsonb, pg_database_size(current_database())::double precision
+  union all
+  select 'connections', jsonb_build_object('state', state), count(*) from session where of_a_client group by state
+  union all
+  select 'oldest_transaction_seconds', '{}', coalesce(max(transaction_age), 0) from session where of_a_client
+  union all
+  select 'oldest_snapshot_transactions', '{}', greatest(
+    (select max(snapshot_age) from session),
+    (select max(age(transaction)) from pg_prepared_xacts where database = current_database()),
+    (select max(age(xmin)) from pg_replication_slots), 0)
+  union all
+  select 'partitions', jsonb_build_object('table', b."table"), count(*) from orc._bounds b group by b."table"
+  union all
+  select 'default_partition_rows', jsonb_build_object('table', "table"), stray_rows from orc._default_rows()
+$$;
+comment on function orc.gauges() is 'Figures for monitoring: name, labels, value.';
+grant execute on function orc.gauges() to orc_api, orc_worker, orc_reader;
+
+-- PUBLIC may call nothing here, and whatever runs with its owner's rights finds names by its own path.
+create function orc._check_ops() returns table (invariant text, subject text, detail text)
+language sql stable as $$
+  select 'functions_are_closed_to_public', p.oid::regprocedure::text,
+         'PUBLIC may execute it; revoke execute on function … from public'
+  from pg_proc p
+  cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a
+  where p.pronamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)
+    and a.grantee = 0
+  union all
+  select 'definer_functions_pin_their_search_path', p.oid::regprocedure::text,
+         'it runs with its owner''s rights and needs: set search_path = pg_catalog, pg_temp'
+  from pg_proc p
+  where p.pronamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)
+    and p.prosecdef and not coalesce(p.proconfig, '{}') && array['search_path=pg_catalog, pg_temp']
+  union all
+  select 'everything_belongs_to_orc_owner', c.oid::regclass::text, format('it belongs to %s', c.relowner::regrole)
+  from pg_class c
+  where c.relnamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)
+    and c.relowner <> 'orc_owner'::regrole
+$$;
+comment on function orc._check_ops() is 'Invariants of the schema itself: who may do what.';
+
+create function orc.check() returns table (invariant text, subject text, detail text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from orc._check_base()
+  union all
+  select * from orc._check_auth()
+  union all
+  select * from orc._check_work()
+  union all
+  select * from orc._check_ops()
+$$;
+comment on function orc.check() is 'The invariants that are broken: no rows when all is well.';
+grant execute on function orc.check() to orc_api, orc_worker, orc_reader;

@@ -1,0 +1,99 @@
+-- Housekeeping of work: what a claim must not do. The scheduler calls these; any number at once.
+
+-- Runs that are blocked although their key has a free slot: an enqueue saw the key full at the very
+-- moment when it was freed. Distinct keys are found by jumping through the index.
+create function orc.fill_keys() returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_tenants text[];
+  v_keys text[];
+begin
+  with recursive blocked as (
+    (select tenant_id, concurrency_key from orchestrator.due_work where state = 'blocked'
+     order by tenant_id, concurrency_key limit 1)
+    union all
+    select n.* from blocked b cross join lateral (
+      select d.tenant_id, d.concurrency_key from orchestrator.due_work d
+      where d.state = 'blocked' and (d.tenant_id, d.concurrency_key) > (b.tenant_id, b.concurrency_key)
+      order by d.tenant_id, d.concurrency_key limit 1) as n)
+  select array_agg(b.tenant_id), array_agg(b.concurrency_key) into v_tenants, v_keys
+  from blocked b join orchestrator.concurrency c on c.tenant_id = b.tenant_id and c.key = b.concurrency_key
+  where c.max_running > (select count(*) from orchestrator.due_work d
+                         where d.tenant_id = b.tenant_id and d.concurrency_key = b.concurrency_key
+                           and d.state in ('ready', 'running'));
+  return orc._fill_keys(v_tenants, v_keys);
+end $$;
+comment on function orc.fill_keys() is 'Makes blocked runs ready whose key has a free slot; answers how many.';
+grant execute on function orc.fill_keys() to orc_worker;
+
+-- Moves the low-water marks up, finds lanes that nobody listed and rows that committed late, and
+-- retires lanes that have been idle for a minute. The look reads the first ready row of each lane from
+-- its very beginning; under an old snapshot that crawls over dead rows, and it is we who crawl, not
+-- the claims. One at a time; it waits for nobody.
+create function orc.advance_lanes() returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+declare
+  v_now constant timestamptz := orchestrator.now();
+  v_moved integer;
+  v_listed text[];
+begin
+  if not pg_try_advisory_xact_lock(7303779, 4) then
+    return 0;
+  end if;
+  with recursive busy as (
+    (select tenant_id, queue, priority, due_at from orchestrator.due_work where state = 'ready'
+     order by tenant_id, queue, priority, due_at limit 1)
+    union all
+    select n.* from busy l cross join lateral (
+      select d.tenant_id, d.queue, d.priority, d.due_at from orchestrator.due_work d
+      where d.state = 'ready' and (d.tenant_id, d.queue, d.priority) > (l.tenant_id, l.queue, l.priority)
+      order by d.tenant_id, d.queue, d.priority, d.due_at limit 1) as n),
+  seen as materialized (
+    select tenant_id, queue, priority, l.low_water, l.idle_since, b.due_at,
+           least(b.due_at, v_now - interval '2 seconds') as mark
+    from busy b full join orchestrator.lane l using (tenant_id, queue, priority)),
+  moved as (
+    update orchestrator.lane o
+    set low_water = s.mark, idle_since = case when s.due_at is null then coalesce(s.idle_since, v_now) end
+    from seen s
+    where s.low_water is not null and o.tenant_id = s.tenant_id and o.queue = s.queue and o.priority = s.priority
+      and (s.due_at is not null and (s.low_water <> s.mark or s.idle_since is not null)
+           or s.due_at is null and (s.idle_since is null or s.low_water < v_now - interval '5 seconds')
+              and coalesce(s.idle_since > v_now - interval '1 minute', true))
+    returning 1),
+  retired as (
+    delete from orchestrator.lane o using seen s
+    where s.due_at is null and s.idle_since <= v_now - interval '1 minute'
+      and o.tenant_id = s.tenant_id and o.queue = s.queue and o.priority = s.priority
+    returning 1)
+  select (select count(*) from moved) + (select count(*) from retired)
+         + (select count(*) from seen where low_water is null),
+         (select array_agg(orc._list_lane(s.tenant_id, s.queue, s.priority)::text) from seen s where s.low_water is null)
+  into v_moved, v_listed;
+  return v_moved;
+end $$;
+comment on function orc.advance_lanes() is 'Moves low-water marks, lists lanes that have work, finds rows that committed late.';
+grant execute on function orc.advance_lanes() to orc_worker;
+
+create function orc.purge(most integer default 10000) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_all integer;
+  v_part integer;
+begin
+  delete from orchestrator.dedupe d where (d.tenant_id, d.key) in (
+    select o.tenant_id, o.key from orchestrator.dedupe o
+    where o.expires_at < orchestrator.now() - interval '1 hour'
+      and not exists (select from orchestrator.due_work w where w.tenant_id = o.tenant_id and w.run_id = o.run_id)
+    limit most for update skip locked);
+  get diagnostics v_all = row_count;
+  delete from orchestrator.worker w where w.id in (
+    select o.id from orchestrator.worker o where o.ended_at < orchestrator.now() - interval '7 days'
+      and not exists (select from orchestrator.due_work d where d.state = 'running' and d.worker_id = o.id)
+    limit most for update skip locked);
+  get diagnostics v_part = row_count;
+  return v_all + v_part;
+end $$;
+comment on function orc.purge(integer) is 'Deletes dedupe keys and workers that no longer matter; history goes by partitions.';
+grant execute on function orc.purge(integer) to orc_worker;

@@ -1,0 +1,62 @@
+"""What the runs of tests do, when they call Python: the allowed module of their workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from orchestrator.steps import current
+
+meeting = threading.Barrier(20)
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def shout() -> None:
+    raise RuntimeError("no luck")
+
+
+def leave() -> None:
+    sys.exit(3)
+
+
+def die() -> None:
+    os._exit(9)
+
+
+def confuse() -> object:
+    return object()
+
+
+def say(text: str) -> str:
+    return text
+
+
+def nul() -> str:
+    return "a\0b"
+
+
+def rest(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def meet() -> int:
+    return meeting.wait(10)
+
+
+async def later() -> str:
+    return current.get().run
+
+
+def note(path: str, seconds: float = 0) -> None:
+    """A line in a ledger outside the database: this run was executed under this epoch."""
+    me: Any = current.get()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{me.run} {me.epoch}\n".encode())
+    os.close(file)
+    time.sleep(seconds)

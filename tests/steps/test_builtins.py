@@ -1,0 +1,93 @@
+"""The built-in kinds, one by one, without a database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from orchestrator.config import Config
+from orchestrator.steps import Context, Done, Fail, Retry, builtins
+from orchestrator.worker.engine import Pipeline, Run, Settled, compile, run_any, run_pure
+
+RUN = Run("t", "r", 1, 1, 3, "p", None, {"x": 1}, "now")
+
+
+def context() -> Context:
+    return Context(Config(python_modules=("json", "math")), "t", "r", 1, 1, {"x": 1}, {})
+
+
+def compiled(*steps: dict[str, Any]) -> Pipeline:
+    return compile({"pipeline": list(steps)}, builtins())
+
+
+def said(*steps: dict[str, Any]) -> Settled:
+    return run_pure(RUN, compiled(*steps), context())
+
+
+def test_set_gives_its_values_under_the_name_of_its_step() -> None:
+    assert said({"id": "a", "uses": "set", "with": {"x": 1}}).output == {"a": {"x": 1}}
+    assert said({"uses": "set", "save_as": "b"}).output == {"b": {}}
+
+
+def test_a_pipeline_stops_at_the_first_step_that_fails() -> None:
+    outcome = said({"uses": "assert", "with": {"that": False}}, {"uses": "set"})
+    assert (outcome.outcome, outcome.retry, outcome.output) == ("failed", False, None)
+    assert outcome.error == {"type": "validation", "message": "the assertion does not hold"}
+
+
+def test_a_message_is_made_storable() -> None:
+    message = "a\0\ud800" + "x" * 10_000
+    outcome = said({"uses": "assert", "with": {"that": False, "message": message}})
+    assert outcome.error is not None
+    assert outcome.error["message"].startswith("a\\0\\ud800xx")
+    assert len(outcome.error["message"]) < 5000
+
+
+def test_lines_are_kept_with_their_level_and_facts() -> None:
+    its = context()
+    line = {"message": "m", "level": "error", "facts": {"a": 1}}
+    run_pure(RUN, compiled({"uses": "log.write", "with": line}), its)
+    assert its.lines == [line]
+
+
+def test_only_pipelines_of_pure_steps_are_pure() -> None:
+    assert compiled({"uses": "set"}, {"uses": "log.write", "with": {"message": "m"}}).pure
+    assert not compiled({"uses": "set"}, python("math:sqrt")).pure
+
+
+def python(function: str, **args: Any) -> dict[str, Any]:
+    return {"id": "a", "uses": "python.call", "with": {"function": function, "args": args}}
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (python("json:loads", s="[1]"), Done([1])),
+        (python("json:loads", s="["), Retry("runtime", "JSONDecodeError: ")),
+        (python("json:loads", t="["), Fail("validation", "json:loads: ")),
+        (python("json:nothing"), Fail("configuration", "json:nothing: ")),
+        (python("os:getpid"), Fail("authorization", "module 'os' isn't allowed")),
+    ],
+)
+async def test_a_call_answers_or_says_whether_trying_again_may_help(
+    step: dict[str, Any], expected: Done | Retry | Fail
+) -> None:
+    outcome = await run_any(RUN, compiled(step), context())
+    if isinstance(expected, Done):
+        assert outcome.output == {"a": expected.value}
+        return
+    assert outcome.error is not None
+    assert outcome.error["type"] == expected.type
+    assert outcome.error["message"].startswith(expected.message)
+    assert outcome.retry == isinstance(expected, Retry)
+
+
+async def test_a_run_that_takes_longer_than_it_may_is_stopped() -> None:
+    run = msgspec.structs.replace(RUN, timeout=0.01)
+    its = context()
+    step = {"uses": "python.call", "with": {"function": "deeds:rest", "args": {"seconds": 0.2}}}
+    its.config = msgspec.structs.replace(its.config, python_modules=("deeds",))
+    outcome = await run_any(run, compiled(step), its)
+    assert outcome.error == {"type": "timeout", "message": "longer than 0.01 s"}

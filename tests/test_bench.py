@@ -1,0 +1,36 @@
+"""The benchmark measures: small runs of it, with the figures' shape and what they count."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from orchestrator import bench
+from orchestrator.errors import Misconfigured
+
+
+def test_a_short_bench_prints_its_figures_as_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run(["enqueue_many", "drain_1p"], scale=0.005, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"machine", "enqueue_many", "drain_1p"}
+    assert said["machine"]["settings"]["fsync"] == "on"
+    for name in ("enqueue_many", "drain_1p"):
+        figure = said[name]
+        assert figure["unit"] == "runs/s"
+        assert figure["value"] > 100 and figure["floor"] > 100
+        assert figure["ratio"] == pytest.approx(figure["value"] / figure["floor"], rel=0.01)
+    assert said["drain_1p"]["runs"] == 500, "each one succeeded in orc.runs"
+    assert 100 < said["drain_1p"]["wal_bytes_per_run"] < 20_000
+
+
+def test_a_figure_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(Misconfigured, match="drain_5p; there are enqueue_one"):
+        bench.run(["drain_5p"], scale=1, as_json=True)
+
+
+def test_every_figure_has_its_name() -> None:
+    assert list(bench.FIGURES) == [
+        "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
+        "drain_backlog_1m", "drain_history_1m", "blocked_key",
+    ]  # fmt: skip
