@@ -32,5 +32,5 @@ def test_a_figure_that_does_not_exist_is_refused_with_those_that_do() -> None:
 def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
-        "drain_backlog_1m", "drain_history_1m", "blocked_key",
+        "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
     ]  # fmt: skip

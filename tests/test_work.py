@@ -360,6 +360,20 @@ async def test_many_answers_come_in_the_order_of_their_items(work: Work) -> None
     assert len({inputs[row["run_id"]]["pipeline_id"] for row in rows}) == 2
 
 
+async def test_ids_of_many_are_new_and_of_their_time_and_sort_after_earlier_ones(
+    work: Work,
+) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    ids = [id for _ in range(5) for id in await work.runs(300)]
+    assert len(set(ids)) == 1500
+    assert ids == sorted(ids)
+    assert {id[14] for id in ids} == {"7"} and {id[19] for id in ids} <= set("89ab")
+    late = await work.run()
+    assert late > ids[-1]
+    (row,) = await work.ask("select orchestrator.id_time(%s) as at", ids[-1])
+    assert before < row["at"] < datetime.now(UTC) + timedelta(seconds=1)
+
+
 async def test_many_meet_each_other_by_their_keys(work: Work) -> None:
     items = [
         {"dedupe_key": "d", "input": 1},

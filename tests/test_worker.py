@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deeds
@@ -597,12 +598,13 @@ async def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_doubled(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_claims_at_once_gives_grace_and_releases_the_rest(
-    crew: Crew, conn: db.Connection, number: int
+    crew: Crew, conn: db.Connection, tmp_path: Path, number: int
 ) -> None:
-    short = await enqueue(conn, call("rest", seconds=0.4))
-    long = await enqueue(conn, call("rest", seconds=60))
+    ledger = tmp_path / "started"
+    short = await enqueue(conn, call("note", path=str(ledger), seconds=0.4))
+    long = await enqueue(conn, call("note", path=str(ledger), seconds=60))
     process = crew.process("--drain-timeout", "4", "--slots", "10")
-    await until(lambda: count_is(conn, "running", 2))
+    await until(lambda: lines_in(ledger) == 2)
     process.send_signal(number)
     await asyncio.sleep(0.1)
     late = await enqueue(conn, SET)
@@ -614,10 +616,18 @@ async def test_a_signal_ends_claims_at_once_gives_grace_and_releases_the_rest(
     assert await sole(conn, "select ended_how from orchestrator.worker") == "stopped"
 
 
-async def test_a_second_signal_ends_the_grace(crew: Crew, conn: db.Connection) -> None:
-    run = await enqueue(conn, call("rest", seconds=60))
+def lines_in(ledger: Path) -> int:
+    """Steps that began: a claim that is on its way when the signal comes goes back."""
+    return len(ledger.read_bytes().splitlines()) if ledger.exists() else 0
+
+
+async def test_a_second_signal_ends_the_grace(
+    crew: Crew, conn: db.Connection, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "started"
+    run = await enqueue(conn, call("note", path=str(ledger), seconds=60))
     process = crew.process("--drain-timeout", "60")
-    await until(lambda: count_is(conn, "running", 1))
+    await until(lambda: lines_in(ledger) == 1)
     process.terminate()
     await asyncio.sleep(0.1)
     assert process.poll() is None
@@ -677,12 +687,17 @@ async def test_a_step_that_does_not_stop_does_not_keep_the_worker(
 
 
 async def test_two_processes_share_the_work(crew: Crew, conn: db.Connection) -> None:
-    await enqueue_many(conn, 60, call("rest", seconds=0.1))
     process = crew.process("--processes", "2", "--slots", "4")
+    await until(lambda: worker_count_is(conn, 2))
+    await enqueue_many(conn, 60, call("rest", seconds=0.1))
     await until(lambda: count_is(conn, "succeeded", 60))
     process.terminate()
     assert await exit_status(process) == 0
     assert await sole(conn, "select count(distinct worker_id) from orc.runs") == 2
+
+
+async def worker_count_is(conn: db.Connection, number: int) -> bool:
+    return bool(await sole(conn, "select count(*) from orchestrator.worker") == number)
 
 
 async def test_health_is_answered_on_its_port(crew: Crew, conn: db.Connection) -> None:

@@ -19,6 +19,7 @@ import psycopg
 import uvloop
 
 from ..errors import Misconfigured, Problem
+from .crowds import fairness, tenants_1000
 from .drains import drain_1p, drain_2p, drain_backlog_1m, drain_held_snapshot, drain_history_1m
 from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
@@ -40,6 +41,8 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         drain_backlog_1m,
         drain_history_1m,
         blocked_key,
+        fairness,
+        tenants_1000,
     )
 }
 

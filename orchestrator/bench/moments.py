@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 
 from .. import db
@@ -23,15 +24,24 @@ BATCH = 100
 async def pickup(place: Place) -> Figure:
     """From the sending of the commit to `started_at`, by this machine's clock, which the server
     reads, too. Enqueues come 20 to 60 ms apart; `after_rest`, 150 to 250 ms. The floor is a
-    NOTIFY in the same commit and a claim by the session that listens."""
+    NOTIFY in the same commit and a claim by the session that listens. `no_hints`: the worker asks
+    once in each poll interval, 0.2 s."""
     count = place.scaled(300, least=20)
-    async with stage(place) as on, workers(on.url, 1) as crew:
-        await until(on.conn, sql.REGISTERED, pids(crew), fits=lambda r: r["n"] == 1)
-        await asyncio.sleep(0.5)
-        busy = await _picked_up(on, count, 0.02, 0.06)
-        rested = await _picked_up(on, place.scaled(60, least=5), 0.15, 0.25)
-        bare = await _floor_picked_up(on.url, count)
-    return latency(busy, bare, after_rest=spread(rested))
+    async with stage(place) as on:
+        async with workers(on.url, 1) as crew:
+            await _rests(on, crew)
+            busy = await _picked_up(on, count, 0.02, 0.06)
+            rested = await _picked_up(on, place.scaled(60, least=5), 0.15, 0.25)
+            bare = await _floor_picked_up(on.url, count)
+        async with workers(on.url, 1, "--no-hints") as crew:
+            await _rests(on, crew)
+            polled = await _picked_up(on, place.scaled(60, least=5), 0.1, 0.4)
+    return latency(busy, bare, after_rest=spread(rested), no_hints=spread(polled))
+
+
+async def _rests(on: Stage, crew: list[Process]) -> None:
+    await until(on.conn, sql.REGISTERED, pids(crew), fits=lambda r: r["n"] == 1)
+    await asyncio.sleep(0.5)
 
 
 async def _picked_up(on: Stage, count: int, shortest: float, longest: float) -> list[float]:

@@ -108,6 +108,8 @@ select extract(epoch from started_at)::float8 as at from orc.runs
 where id = any (%s::uuid[]) and state = 'succeeded' order by id
 """
 
+ENDED = "select count(*) as n from orc.runs where id = any (%s::uuid[]) and state = 'succeeded'"
+LEFT = "select count(*) as n from orchestrator.due_work where tenant_id = %s"
 WAL = "select pg_current_wal_insert_lsn() - '0/0' as bytes"
 TABLES = """
 select sum(pg_total_relation_size(c.oid))::bigint as bytes from pg_class c

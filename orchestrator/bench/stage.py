@@ -114,6 +114,13 @@ class Stage:
             raise RuntimeError(f"orc.runs has {row['runs']} succeeded runs, not {count}")
         return Drained(row["runs"], row["seconds"], cpu, wal, tables)
 
+    async def work_off(self) -> float:
+        """What is there already, by one worker: runs a second."""
+        async with workers(self.url, 1) as crew:
+            await until(self.conn, sql.IS_EMPTY, fits=lambda r: bool(r["yes"]))
+            row = (await rows(self.conn, sql.DRAINED, pids(crew)))[0]
+        return float(row["runs"] / row["seconds"])
+
     async def _bytes(self, text: str) -> int:
         return int((await rows(self.conn, text))[0]["bytes"])
 
