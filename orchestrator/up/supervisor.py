@@ -113,7 +113,7 @@ def _panel(plan: Plan) -> str:
     lines = [
         f"{plan.config.app_name} is ready: {plan.url}, its reference: {plan.url}/docs",
         *_first_steps(plan),
-        f"  psql  {plan.command('db')} psql -c 'select * from orc.help()'",  # noqa: S608
+        f"  psql  {plan.command('db')} psql -c 'select verb, purpose from orc.help()'",  # noqa: S608
         f"  stop  {plan.command('up')} --stop" if plan.detached else "  stop  Ctrl-C",
     ]
     return "\n".join(["", *lines, ""])
