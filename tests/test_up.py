@@ -51,7 +51,7 @@ print("started", os.getpid(), flush=True)
 open(f"{name}.started", "w").close()
 if name != "api":
     while True:
-        signal.pause()
+        time.sleep(0.1)  # pause() would sleep on when the signal comes just before it
 
 # Ready when all parts are: their handlers of signals are in place.
 names = [line.split(":")[0] for line in open("Procfile")]
@@ -76,12 +76,21 @@ sys.exit(up.run(config.load(), port=int(port), root=Path(root), **options))
 STOP = "import sys; from orchestrator import config, up; sys.exit(up.stop(config.load()))"
 
 
+def hear_ctrl_c() -> None:
+    """A shell's background job inherits SIGINT as ignored, and `bin/up` leaves it so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Up:
     """A running `bin/up`, and what it says."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=hear_ctrl_c,
         )
         self.said = ""
 
