@@ -127,6 +127,19 @@ async def test_due_rows_are_promoted_through_the_index_of_time(large: list[Work]
         plans.check()
 
 
+async def test_lost_work_is_taken_back_through_indexes(large: list[Work]) -> None:
+    for work in large:
+        worker = await work.worker()
+        for attempts in (1, 3):
+            await work.runs(150, max_attempts=attempts, priority=0)
+        assert len(await work.claim(worker, 300)) == 300
+        await work.do("update orchestrator.worker set expires_at = orchestrator.now()")
+        plans = Plans(work)
+        await plans.start()
+        assert await work.verb("release_expired_work") >= 300
+        plans.check()
+
+
 async def test_a_saturated_key_in_front_costs_another_claim_nothing(connect: Connect) -> None:
     work = Work(await connect(timeout=120))
     worker = await work.worker()
