@@ -343,6 +343,7 @@ MEANING: list[tuple[Any, str, str]] = [
     (bare(wait={"callback": {}, "on_timeout": "fail"}), "/pipeline/0/wait/on_timeout", "value"),
     (bare(wait={"callback": {}, "timeout": 1, "on_timeout": "reject"}),
      "/pipeline/0/wait/on_timeout", "value"),
+    (bare(wait={"callback": {}, "timeout": 1}, timeout=1), "/pipeline/0/timeout", "conflict"),
     (one(schema={"$ref": "http://127.0.0.1/x"}), "/pipeline/0/schema", "schema"),
     (one(schema={"$ref": "file:///etc/passwd"}), "/pipeline/0/schema", "schema"),
     (one(schema={"$ref": "#/$defs/x"}), "/pipeline/0/schema", "schema"),

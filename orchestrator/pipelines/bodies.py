@@ -24,7 +24,7 @@ from .document import (
 from .expressions import condition, template
 from .fields import Fields, choice, entries, fields, items, name, span, text, whole, wrong
 from .modifiers import delay, instant
-from .problems import At, nearest
+from .problems import At
 from .shapes import shape
 
 KINDS = ("uses", "steps", "parallel", "switch", "wait")
@@ -39,8 +39,7 @@ def body(given: Fields, steps: Reader) -> Body:
     kinds = [kind for kind in KINDS if kind in given]
     given.needs_beside("with", ["uses"])
     if not kinds:
-        at, hint = given.at, nearest(" ".join(map(str, given.found)), KINDS)
-        at.say("body", f"a step has one of {', '.join(KINDS)}; this one has none", hint)
+        given.at.say("body", f"a step has one of {', '.join(KINDS)}; this one has none")
     for kind in kinds[1:]:
         given.place(kind).say("body", f"a step has one body: {kinds[0]} and {kind} are two")
     kind = kinds[0] if kinds else "uses"
@@ -81,14 +80,14 @@ def _tool(at: At, value: Any) -> str:
 
 def _parallel(at: At, value: Any, steps: Reader) -> Parallel:
     given = fields(at, value, ("branches", "mode"))
-    branches: dict[str, Steps] = {}
-    if given.at.path and isinstance(value, dict) and "branches" not in value:
-        (at / "branches").say("missing", "branches is required")
-    elif "branches" in given:
-        for place, branch, listed in entries(*given.found["branches"]):
-            branches[name(place, branch)] = steps(place, listed)
-        if not branches and isinstance(given.raw("branches"), dict):
-            given.place("branches").say("value", "there are no branches")
+
+    def named(at: At, value: Any) -> dict[str, Steps]:
+        found = {name(place, key): steps(place, item) for place, key, item in entries(at, value)}
+        if value == {}:
+            at.say("value", "there are no branches")
+        return found
+
+    branches = given.need("branches", named, {}) if isinstance(value, dict) else {}
     return Parallel(branches=branches, mode=given.read("mode", choice("all", "race"), "all"))
 
 
@@ -125,8 +124,10 @@ def _wait(at: At, value: Any, step: Fields) -> Wait:
         at.say("body", f"a wait is for one of {', '.join(WAITS)}; this one for nothing")
     for kind in kinds[1:]:
         given.place(kind).say("body", f"a wait is for one thing: {kinds[0]} and {kind} are two")
-    if "timeout" not in given and "timeout" in step:
-        given.found["timeout"] = step.found["timeout"]
+    if "timeout" in step:
+        if "timeout" in given:
+            step.place("timeout").say("conflict", "the wait has a timeout of its own: keep one")
+        given.found.setdefault("timeout", step.found["timeout"])
     return Wait(
         what=given.read(kinds[0], READERS[kinds[0]], Callback()) if kinds else Callback(),
         timeout=given.read("timeout", span, None),

@@ -13,6 +13,7 @@ from ..wire import Place
 
 Severity = Literal["error", "warning"]
 MOST_PROBLEMS = 200
+LONGEST_MESSAGE = 500
 
 Path = tuple[str | int, ...]
 Complaint = tuple[str, str | None]
@@ -136,7 +137,8 @@ class At:
     ) -> None:
         if len(self.notes.problems) >= MOST_PROBLEMS:
             raise Enough
-        self.notes.problems.append(Problem(self.pointer, type, message, hint, severity))
+        words = message[:LONGEST_MESSAGE]
+        self.notes.problems.append(Problem(self.pointer, type, words, hint, severity))
 
     def warn(self, type: str, message: str, hint: str | None = None) -> None:
         self.say(type, message, hint, "warning")
