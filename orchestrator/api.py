@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import __version__, auth, httpd, openapi, ops, telemetry, web
+from . import __version__, auth, httpd, openapi, ops, pipelines, telemetry, web
 from .config import Config
 from .db import Pool
 from .errors import (
@@ -48,7 +48,7 @@ from .sinks import redis
 from .telemetry import log
 from .wire import Call, Endpoint, Reply, convert, decode, encode, problem
 
-ENDPOINTS: list[Endpoint] = [*ops.ENDPOINTS, *auth.ENDPOINTS]
+ENDPOINTS: list[Endpoint] = [*ops.ENDPOINTS, *auth.ENDPOINTS, *pipelines.ENDPOINTS]
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

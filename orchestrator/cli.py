@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
 import psycopg
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 database = typer.Typer(help="The database and its schema.", no_args_is_help=True)
 app.add_typer(database, name="db")
+language = typer.Typer(help="Pipelines as files.", no_args_is_help=True)
+app.add_typer(language, name="pipeline")
 
 HealthPort = Annotated[
     int | None, typer.Option(help="Answer GET /health/live and /health/ready on this port.")
@@ -273,6 +276,23 @@ def version() -> None:
 async def _call(verb: str, **arguments: Any) -> list[db.Row]:
     async with await db.connect(_settings().database_url) as connection:
         return await db.call(connection, verb, **arguments)
+
+
+@language.command()
+def lint(
+    files: Annotated[list[Path], typer.Argument(help="JSON (.json) or YAML.", metavar="FILE…")],
+    output: Annotated[Literal["text", "json"], typer.Option("-o", "--output")] = "text",
+) -> None:
+    """Say everything that is wrong with pipelines. Exit status 1 when there are errors."""
+    from .pipelines import source
+
+    found = [problem for file in files for problem in source.lint(file)]
+    if output == "json":
+        print(msgspec.json.encode(found).decode())
+    else:
+        print("\n".join(map(str, found)) or "nothing is wrong")
+    if any(problem.severity == "error" for problem in found):
+        raise typer.Exit(1)
 
 
 @database.command("up")

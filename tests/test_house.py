@@ -28,7 +28,8 @@ TOP = ["devpg", "schema", "bench", "up", "cli"]
 
 RANKS = {
     **dict.fromkeys(FOUNDATION, 0),
-    **dict.fromkeys(VERTICALS + TOOLS, 1),
+    **dict.fromkeys(TOOLS, 0.5),
+    **dict.fromkeys(VERTICALS, 1),
     **dict.fromkeys(PLUGINS, 2),
     **dict.fromkeys(PROCESSES, 3),
     **dict.fromkeys(TOP, 4),

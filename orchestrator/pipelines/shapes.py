@@ -1,0 +1,99 @@
+"""JSON Schemas of values: 2020-12, checked once, never fetched, patterns in linear time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jsonschema_rs as rust
+import msgspec
+
+from .problems import At, Problem, pointer
+
+LARGEST_SCHEMA = 64 * 1024
+LARGEST_PATTERN = 1 << 20  # bytes that a compiled pattern may take
+PATTERNS = rust.RegexOptions(size_limit=LARGEST_PATTERN)
+METASCHEMA = rust.Draft202012Validator(
+    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
+)
+
+
+class Shape:
+    """A compiled schema. Equal when the schemas are. Its words never repeat a value: it may be
+    secret, and it may be large."""
+
+    __slots__ = ("_validator", "schema")
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+        self._validator = rust.Draft202012Validator(
+            schema, pattern_options=PATTERNS, offline=True, validate_formats=True, mask="the value"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shape) and self.schema == other.schema
+
+    def __hash__(self) -> int:
+        return hash(msgspec.json.encode(self.schema, order="deterministic"))
+
+    def fits(self, value: Any) -> bool:
+        return self._validator.is_valid(value)
+
+    def problems(self, value: Any, under: str = "") -> Iterator[Problem]:
+        """All that's wrong with a value, below the pointer `under`."""
+        for error in self.errors(value):
+            yield Problem(under + pointer(error.instance_path), "schema", error.message[:300])
+
+    def errors(self, value: Any) -> list[rust.ValidationError]:
+        return list(self._validator.iter_errors(value))
+
+
+def shape(at: At, schema: Any) -> Shape | None:
+    """The compiled schema, or None when its problems are noted."""
+    if not isinstance(schema, Mapping | bool):
+        at.say("type", "expected a JSON Schema: an object, or true or false")
+        return None
+    if len(msgspec.json.encode(schema)) > LARGEST_SCHEMA:
+        at.say("size", f"a schema is at most {LARGEST_SCHEMA // 1024} KiB")
+        return None
+    return _compiled(at, schema)
+
+
+def _compiled(at: At, schema: Any) -> Shape | None:
+    try:
+        for error in METASCHEMA.iter_errors(schema):
+            place = At(at.notes, (*at.path, *error.instance_path))
+            place.say("schema", f"no valid JSON Schema: {error.message[:200]}")
+            schema = None
+        return None if schema is None else Shape(schema)
+    except ValueError as error:
+        place = At(at.notes, (*at.path, *getattr(error, "instance_path", ())))
+        place.say("schema", *_why(error))
+        return None
+
+
+def _why(error: ValueError) -> tuple[str, str | None]:
+    text = str(getattr(error, "message", error))
+    if "Retrieval is disabled" in text:
+        return "a $ref to somewhere else isn't followed", "copy it below $defs"
+    return f"no valid JSON Schema: {text[:200]}", None
+
+
+def tool_problems(at: At, schema: Shape, given: Any) -> None:
+    """Arguments against a tool's schema, as far as they are known before templates are rendered."""
+    for error in schema.errors(given):
+        value = given
+        for part in error.instance_path:
+            value = value[part]
+        if error.kind.name in {"required", "additionalProperties"} or not _is_open(value):
+            place = At(at.notes, (*at.path, *error.instance_path))
+            place.say("arguments", error.message)
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a template stands in it somewhere."""
+    if isinstance(value, dict):
+        return any(_is_open(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_is_open(item) for item in value)
+    return isinstance(value, str) and "${" in value
