@@ -83,6 +83,7 @@ def words(error: BaseException) -> str:
 def builtins() -> dict[str, Kind]:
     from . import (
         assertion,
+        email_send,
         http_request,
         llm_complete,
         log_write,
@@ -101,5 +102,6 @@ def builtins() -> dict[str, Kind]:
         webhook_send,
         slack_post,
         llm_complete,
+        email_send,
     ]
     return {file.KIND.name: file.KIND for file in files}
