@@ -7,11 +7,13 @@ and an unknown one of those is an error, because a typo in a setting must not be
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -74,6 +76,37 @@ def _choice(*words: str) -> Callable[[str], str]:
     return read
 
 
+TARGET = re.compile(
+    r"(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d{1,5})?|\[[\da-fA-F:.]+\](:\d{1,5})?", re.ASCII
+)
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    """Names, addresses and networks, each as an operator writes it."""
+    for target in (targets := _names(text)):
+        try:
+            ipaddress.ip_network(target)
+        except ValueError:
+            if not TARGET.fullmatch(target):
+                shapes = "host, host:port, *.example.com or 10.0.0.0/8"
+                raise ValueError(f"has {target!r}, which is none of {shapes}") from None
+    return targets
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            is_fine = parts.scheme in schemes and parts.hostname and parts.port != 0
+        except ValueError:  # its words may be a part of a password
+            is_fine = False
+        if not is_fine:
+            raise ValueError(f"must be a URL such as {schemes[0]}://host:port")
+        return text
+
+    return read
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What the environment says, checked. The field comments are the manual."""
 
@@ -94,6 +127,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     connection_limit: int = 1000
     data: Path = ROOT / ".data"  # the embedded server, pid files and logs
     python_modules: tuple[str, ...] = ()  # modules whose functions python.call may call
+    allow_targets: tuple[str, ...] = ()  # places that steps may call although they aren't public
+    llm_url: str = ""  # an OpenAI-compatible server, with or without /v1
+    llm_key: str = ""  # sent to that server only
+    smtp_url: str = ""  # smtp://user:password@host:port?starttls, or smtps://
     log_level: str = "info"
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
 
@@ -113,16 +150,23 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "CORS_ORIGINS": ("cors_origins", _names),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
+    "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
     "ORC_BODY_LIMIT": ("body_limit", _count),
     "ORC_BODY_TIMEOUT": ("body_timeout", _positive),
     "ORC_CONNECTION_LIMIT": ("connection_limit", _count),
     "ORC_DATA": ("data", lambda text: ROOT / text),
     "ORC_DATABASE_POOLER": ("database_pooler", _flag),
     "ORC_DATABASE_TIMEOUT": ("database_timeout", _positive),
+    "ORC_LLM_KEY": ("llm_key", str),
+    "ORC_LLM_URL": ("llm_url", _url("https", "http")),
     "ORC_PYTHON_MODULES": ("python_modules", _names),
     "ORC_POOL_SIZE": ("pool_size", _count),
+    "ORC_SMTP_URL": ("smtp_url", _url("smtp", "smtps")),
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""
+
+SECRET = {"ORC_LLM_URL", "ORC_SMTP_URL"}
+"""Their values may hold passwords: a problem is told without them."""
 
 FOR_TESTS = {"ORC_TEST_PG"}
 
@@ -138,7 +182,8 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         try:
             fields[field] = read(environ[name])
         except (ValueError, msgspec.MsgspecError) as error:
-            problems.append(f"{name}={environ[name]!r} {error}")
+            given = name if name in SECRET else f"{name}={environ[name]!r}"
+            problems.append(f"{given} {error}")
     if problems:
         raise Misconfigured("\n".join(problems))
     return Config(**fields)

@@ -57,6 +57,8 @@ class Context(msgspec.Struct):
     steps: dict[str, Any]
     lines: list[dict[str, Any]] = []
     thread: threading.Thread | None = None
+    key: str = ""  # sent with what the step asks of others, the same on every attempt
+    traceparent: str | None = None
 
 
 current: ContextVar[Context] = ContextVar("current")
@@ -79,7 +81,27 @@ def words(error: BaseException) -> str:
 
 
 def builtins() -> dict[str, Kind]:
-    from . import assertion, log_write, python_call, setting
+    from . import (
+        assertion,
+        email_send,
+        http_request,
+        llm_complete,
+        log_write,
+        python_call,
+        setting,
+        slack_post,
+        webhook_send,
+    )
 
-    kinds = [setting.KIND, assertion.KIND, log_write.KIND, python_call.KIND]
-    return {kind.name: kind for kind in kinds}
+    files = [
+        setting,
+        assertion,
+        log_write,
+        python_call,
+        http_request,
+        webhook_send,
+        slack_post,
+        llm_complete,
+        email_send,
+    ]
+    return {file.KIND.name: file.KIND for file in files}

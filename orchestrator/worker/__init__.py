@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from .. import db
+from .. import db, guard
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
@@ -111,6 +111,7 @@ class Worker:
             for part in parts:
                 part.cancel()
             await asyncio.wait(parts, timeout=LAST_WORDS_SECONDS / 2)
+            await guard.close()
         if not self.hopeless.is_set():
             parts[0].result()
         log("stopped", **msgspec.structs.asdict(self.counters))
