@@ -156,6 +156,27 @@ def _refuse_hostile(data: bytes) -> None:
         raise _malformed([_place([], "a NUL character can't be kept", "character")], "body")
 
 
+LARGEST = 1 << 20
+"""Bytes of a value that is kept as it is."""
+
+VAST = re.compile(rb"[0-9]{309}")
+
+
+def unkeepable(value: Any) -> str | None:
+    """Why Postgres, or whoever reads it there, can't take a value; None when they can."""
+    try:
+        data = encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return f"it isn't JSON: {error}"
+    if len(data) > LARGEST:
+        return f"it has {len(data):,} bytes, and the limit is {LARGEST:,}"
+    if len(data) > 300 and VAST.search(data):
+        return "it has a number over 1e308"
+    if b"\\u0000" in data and NUL.search(data):
+        return "it has a NUL character"
+    return f"it is nested deeper than {MAX_DEPTH} levels" if is_too_deep(data) else None
+
+
 def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
     if data.count(b"[") + data.count(b"{") <= limit:
         return False

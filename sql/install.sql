@@ -41,10 +41,11 @@ set local search_path = pg_catalog;
 -- The first agent, and whoami.
 \ir auth/functions.sql
 
--- The life of a run, in its order: enqueue, claim, settle; the workers' leases; what people do to
--- runs and queues; housekeeping.
+-- The life of a run, in its order: enqueue, claim, what its steps do, settle; the workers' leases; what
+-- people do to runs and queues; housekeeping.
 \ir work/enqueue.sql
 \ir work/claim.sql
+\ir pipelines/functions.sql
 \ir work/settle.sql
 \ir work/workers.sql
 \ir work/control.sql

@@ -1191,7 +1191,7 @@ async def test_a_recorded_step_stays_as_it_is(work: Work) -> None:
             == []
         )
     await db.call(
-        work.conn, "record_steps", worker=worker, steps=[step | {"iteration": 1, "output": 3}]
+        work.conn, "record_steps", worker=worker, steps=[step | {"step": "a[1]", "output": 3}]
     )
     before = await work.everything()
     for stale in ({"epoch": 2}, {"tenant": "x"}):
@@ -1200,10 +1200,10 @@ async def test_a_recorded_step_stays_as_it_is(work: Work) -> None:
         )
         assert [str(row["stale"]) for row in rows] == [run]
     assert await work.everything() == before
-    outputs = await work.ask("select iteration, output, epoch from orc.steps order by iteration")
+    outputs = await work.ask("select step_id, output, epoch from orc.steps order by step_id")
     assert outputs == [
-        {"iteration": 0, "output": 1, "epoch": 1},
-        {"iteration": 1, "output": 3, "epoch": 1},
+        {"step_id": "a", "output": 1, "epoch": 1},
+        {"step_id": "a[1]", "output": 3, "epoch": 1},
     ]
     assert held.run == run
 

@@ -182,7 +182,7 @@ async def test_lines_of_the_log_arrive_with_the_outcome(crew: Crew, conn: db.Con
         ({"uses": "nonsense"}, "step 0: there is no tool 'nonsense'; known: assert, "),
         ({"uses": "assert", "with": {}}, "step 0: Object missing required field `that`"),
         ({"uses": "log.write", "with": {"message": "a", "b": 1}}, "unknown field `b`"),
-        ({}, "there is no tool 'None'"),
+        ({}, "/pipeline/0: "),
     ],
 )
 async def test_a_step_that_makes_no_sense_fails_with_a_clear_message(
@@ -308,11 +308,11 @@ async def test_a_run_that_is_canceled_before_its_first_line_is_said_to_be_cancel
 ) -> None:
     kinds = {"gate": gate.kind}
     hands = Hands(make.config(), kinds)
-    hands.pipelines["t", "p"] = compile({"pipeline": [GATED]}, kinds)
-    hands.begin([Run("t", "r", 1, 1, 1, "p", None, None, "now")])
+    hands.plans["t", "p"] = compile({"pipeline": [GATED]}, kinds)
+    hands.begin([Run("t", "r", 1, 1, 1, "p", None, None, "now")], [])
     hands.cancel(["r"])
-    await until(lambda: hands.outcomes)
-    assert (hands.outcomes[0].outcome, hands.running) == ("canceled", {})
+    await until(lambda: hands.news)
+    assert (hands.news.take().outcomes[0].outcome, hands.running) == ("canceled", {})
 
 
 # Slots and round trips
@@ -573,10 +573,10 @@ async def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_doubled(
     losses = 0
     real = line._ask
 
-    async def deaf(connection: db.Connection, calls: Any) -> list[db.Row]:
+    async def deaf(connection: db.Connection, verb: str, given: Any) -> list[db.Row]:
         nonlocal losses
-        rows = await real(connection, calls)
-        if calls[-1][0] == "exchange_work" and rows[0]["runs"] and losses < 6:
+        rows = await real(connection, verb, given)
+        if verb == "exchange_work" and rows[0]["runs"] and losses < 6:
             losses += 1
             await connection.close()
             raise psycopg.OperationalError("the connection is lost")
@@ -645,9 +645,9 @@ async def test_what_arrives_after_the_signal_goes_back(
     run = await enqueue(conn, GATED)
     real = line._ask
 
-    async def late(connection: db.Connection, calls: Any) -> list[db.Row]:
-        rows = await real(connection, calls)
-        if calls[-1][0] == "exchange_work" and rows[0]["runs"]:
+    async def late(connection: db.Connection, verb: str, given: Any) -> list[db.Row]:
+        rows = await real(connection, verb, given)
+        if verb == "exchange_work" and rows[0]["runs"]:
             worker.drain()
         return rows
 

@@ -46,7 +46,7 @@ Outcome = Done | Retry | Fail | Park
 
 
 class Context(msgspec.Struct):
-    """What a step may know of its run, and what it leaves: lines, a thread that outlives it."""
+    """What a step may know of its run, and what it leaves: lines, threads that outlive it."""
 
     config: Config
     tenant: str
@@ -56,7 +56,7 @@ class Context(msgspec.Struct):
     input: Any
     steps: dict[str, Any]
     lines: list[dict[str, Any]] = []
-    thread: threading.Thread | None = None
+    threads: list[threading.Thread] = []
     key: str = ""  # sent with what the step asks of others, the same on every attempt
     traceparent: str | None = None
 
@@ -66,10 +66,17 @@ current: ContextVar[Context] = ContextVar("current")
 
 
 class Kind(msgspec.Struct, frozen=True):
+    """`outside`: it can't be taken back, so its intent is written down before. `keyed`: it sends
+    the step's key, so doing it twice does no harm. `recorded`: its answer is kept, and it isn't
+    done again when the run is taken up; what isn't recorded must give the same answer again."""
+
     name: str
-    arguments: type[msgspec.Struct]
+    arguments: Any  # a Struct, or a dict of anything
     run: Callable[[Any, Context], Outcome | Awaitable[Outcome]]
     pure: bool = False
+    recorded: bool = True
+    outside: bool = False
+    keyed: bool = False
 
 
 def words(error: BaseException) -> str:

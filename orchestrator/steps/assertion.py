@@ -16,4 +16,4 @@ def run(claim: Claim, context: Context) -> Done | Fail:
     return Done(True) if claim.that else Fail("validation", claim.message)
 
 
-KIND = Kind("assert", Claim, run, pure=True)
+KIND = Kind("assert", Claim, run, pure=True, recorded=False)

@@ -101,4 +101,4 @@ def _text(value: Scalar) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-KIND = Kind("http.request", Call, run)
+KIND = Kind("http.request", Call, run, outside=True, keyed=True)

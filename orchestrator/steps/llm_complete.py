@@ -141,4 +141,4 @@ def _refused(answer: Answer, said: Any) -> Outcome:
     return outcome
 
 
-KIND = Kind("llm.complete", Prompt, run)
+KIND = Kind("llm.complete", Prompt, run, outside=True, keyed=True)

@@ -41,8 +41,9 @@ async def run(call: Call, context: Context) -> Outcome:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_give, answer, outcome)
 
-    context.thread = threading.Thread(target=work, name=call.function, daemon=True)
-    context.thread.start()
+    thread = threading.Thread(target=work, name=call.function, daemon=True)
+    context.threads.append(thread)
+    thread.start()
     return await answer
 
 

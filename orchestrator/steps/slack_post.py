@@ -114,4 +114,4 @@ def _failed(word: str) -> Retry | Fail:
     return Fail(TYPES.get(word, "runtime"), message)
 
 
-KIND = Kind("slack.post", Post, run)
+KIND = Kind("slack.post", Post, run, outside=True)

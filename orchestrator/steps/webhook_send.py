@@ -93,4 +93,4 @@ def _key(secret: str) -> bytes:
     return key
 
 
-KIND = Kind("webhook.send", Delivery, run)
+KIND = Kind("webhook.send", Delivery, run, outside=True, keyed=True)

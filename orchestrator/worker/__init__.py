@@ -29,10 +29,11 @@ from ..errors import Gone
 from ..loop import answer_health
 from ..steps import Kind, builtins
 from ..telemetry import log
-from .engine import Run, Settled, unstorable
+from .engine import Run, unstorable
 from .hands import Hands
 from .lease import Lease
 from .line import UNSAYABLE, Line
+from .news import Said
 
 TALKERS = 2
 BATCH = 500
@@ -237,7 +238,7 @@ class Worker:
 
     @property
     def _busy(self) -> bool:
-        return bool(self.hands.running or self.hands.outcomes or self.talking)
+        return bool(self.hands.running or self.hands.news or self.talking)
 
     @property
     def _over(self) -> bool:
@@ -252,11 +253,11 @@ class Worker:
             if self.in_doubt and not self.talking:
                 await self._reconcile(line)
             want, found = self._want(), False
-            if self.hands.outcomes or want:
+            if self.hands.news or want:
                 found = await self._exchange(line, want)
             if self.options.once and want and not found and not self._busy and not self.in_doubt:
                 return
-            if not (found or self.hands.outcomes or self._over):
+            if not (found or self.hands.news or self._over):
                 await self._rest(line)
 
     async def _help(self, line: Line) -> None:
@@ -291,36 +292,39 @@ class Worker:
         return bool(runs) or (self.next_tenant is not None and self.empty_pages < EMPTY_PAGES)
 
     async def _say(self, line: Line, want: int) -> db.Row:
-        outcomes, self.hands.outcomes = self.hands.outcomes, []
-        lines, self.hands.lines = self.hands.lines, []
+        said = self.hands.news.take()
         try:
             try:
-                reply = await line.exchange(self.id, outcomes, lines, want, self.next_tenant)
+                reply = await line.exchange(self.id, said, want, self.next_tenant)
             except UNSAYABLE:
-                reply = await self._say_singly(line, outcomes, lines, want)
+                reply = await self._say_singly(line, said, want)
         except BaseException:
-            self.counters.dropped += len(outcomes)
+            self.counters.dropped += len(said.outcomes)
             raise
         self.heard_at = time.monotonic()
         self.in_doubt, line.in_doubt = self.in_doubt or line.in_doubt, False
-        self._count(len(outcomes), reply["stale"])
+        self._count(len(said.outcomes), reply["stale"])
+        self.hands.lose([str(run) for run in reply["lost"] or ()])
+        self.hands.news.heard(said)
         return reply
 
-    async def _say_singly(
-        self, line: Line, outcomes: list[Settled], lines: list[dict[str, Any]], want: int
-    ) -> db.Row:
+    async def _say_singly(self, line: Line, said: Said, want: int) -> db.Row:
         """One of them can't be stored: it fails, and the others are what they are."""
         stale: list[Any] = []
-        for said in outcomes:
-            its = [written for written in lines if written["run"] == said.run]
+        lost: list[Any] = []
+        for run in said.runs:
+            its = said.of(run)
             try:
-                reply = await line.exchange(self.id, [said], its, 0, None)
+                reply = await line.exchange(self.id, its, 0, None)
             except UNSAYABLE as error:
-                log("outcome_unstorable", "warning", run_id=said.run, error=str(error)[:500])
-                reply = await line.exchange(self.id, [unstorable(said, error)], [], 0, None)
+                log("outcome_unstorable", "warning", run_id=run, error=str(error)[:500])
+                self.hands.refuse(run, error)
+                ends = [unstorable(end, error) for end in its.outcomes]
+                reply = await line.exchange(self.id, Said(ends), 0, None)
             stale += reply["stale"] or ()
-        reply = await line.exchange(self.id, [], [], want, self.next_tenant)
-        return {**reply, "stale": stale}
+            lost += reply["lost"] or ()
+        reply = await line.exchange(self.id, Said(), want, self.next_tenant)
+        return {**reply, "stale": stale, "lost": lost}
 
     def _count(self, said: int, stale: list[Any] | None) -> None:
         self.counters.settled += said
@@ -331,7 +335,7 @@ class Worker:
 
     async def _reconcile(self, line: Line) -> None:
         """Gives back what was handed out in an answer that never came."""
-        known = {*self.hands.running, *(said.run for said in self.hands.outcomes)}
+        known = {*self.hands.running, *self.hands.news.runs}
         held = await line.call("held_work", worker=self.id)
         lost = [row for row in held if str(row["run"]) not in known]
         log("answer_lost", "warning", worker_id=self.id, given_back=len(lost))
@@ -345,7 +349,11 @@ class Worker:
         while unknown := self.hands.unknown(runs):
             wanted = [{"tenant": tenant, "id": id} for tenant, id in unknown]
             self.hands.learn(unknown, await line.call("pipelines", wanted=wanted))
-        self.hands.begin(runs)
+        rows: list[db.Row] = []
+        if again := self.hands.taken_up(runs):
+            wanted = [{"tenant": run.tenant, "run": run.id} for run in again]
+            rows = await line.call("recorded_steps", wanted=wanted)
+        self.hands.begin(runs, rows)
 
     def _pace(self, found: int, want: int) -> None:
         if found:

@@ -1,18 +1,24 @@
-"""Runs a pipeline: one step after the other, each by its kind."""
+"""What a worker makes of a claimed run: its pipeline, compiled once, and its end."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
+from .. import pipelines
+from ..expr import Condition, ExpressionError, Template
+from ..pipelines.document import Pipeline, Step, Use
+from ..pipelines.order import every_step
 from ..steps import Context, Done, Fail, Kind, Outcome, Park, Retry, words
 from ..telemetry import log
 
 LONGEST_MESSAGE = 4000
+
+Find = Callable[[str], Kind | None]
 
 
 class Run(msgspec.Struct, array_like=True, frozen=True):
@@ -44,109 +50,215 @@ class Settled(msgspec.Struct, omit_defaults=True):
     until: str | None = None
 
 
-class Step(msgspec.Struct):
-    id: str
-    save_as: str
+class Broken(Exception):
+    """A step, or the run, failed. What may go better another time is a Retry."""
+
+    def __init__(self, outcome: Retry | Fail, step: str | None = None) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+        self.step = step
+
+    @property
+    def error(self) -> dict[str, Any]:
+        said = {"type": self.outcome.type, "message": storable(self.outcome.message)}
+        return said | ({"step": self.step} if self.step else {})
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A kind, and its arguments: ready when they are constant."""
+
     kind: Kind
-    arguments: Any
+    template: Template
+    constant: Any = msgspec.UNSET
+
+    def arguments(self, scope: Mapping[str, Any]) -> Any:
+        if self.constant is not msgspec.UNSET:
+            return self.constant
+        return converted(self.kind, self.template.render(scope))
 
 
-class Pipeline(msgspec.Struct):
-    """Compiled once per process. `broken` says why it can't run."""
+def converted(kind: Kind, given: Any) -> Any:
+    values = {"values": given} if kind.name == "set" else given
+    return msgspec.convert(values, kind.arguments)
 
-    steps: list[Step] = []
-    pure: bool = True
+
+class Move(msgspec.Struct, frozen=True):
+    """A step of a pure pipeline."""
+
+    id: str
+    save_as: str | None
+    condition: Condition | None
+    tool: Tool
+
+
+class Plan(msgspec.Struct):
+    """A pipeline, compiled once per process. `broken` says why it can't run."""
+
+    pipeline: Pipeline = Pipeline(steps=())
+    tools: dict[str, Tool] = {}
+    row: list[Move] | None = None  # pure steps, one after the other
+    constant: bool = False  # and none looks at a value
     broken: Fail | None = None
 
-
-def compile(document: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Pipeline:
-    compiled = Pipeline()
-    for number, step in enumerate(document["pipeline"]):
-        try:
-            compiled.steps.append(_step(number, step, kinds))
-        except (msgspec.ValidationError, LookupError, TypeError, AttributeError) as error:
-            compiled.broken = Fail("validation", f"step {number}: {error}")
-            return compiled
-    compiled.pure = all(step.kind.pure for step in compiled.steps)
-    return compiled
+    @property
+    def pure(self) -> bool:
+        return self.row is not None or self.broken is not None
 
 
-def _step(number: int, step: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Step:
-    uses = str(step.get("uses"))
-    if uses not in kinds:
-        raise LookupError(f"there is no tool {uses!r}; known: {', '.join(sorted(kinds))}")
-    given = step.get("with") or {}
-    kind = kinds[uses]
-    arguments = msgspec.convert({"values": given} if uses == "set" else given, kind.arguments)
-    id = str(step.get("id", number))
-    return Step(id, str(step.get("save_as") or id), kind, arguments)
+def compile(document: Any, kinds: Mapping[str, Kind], find: Find = lambda uses: None) -> Plan:
+    """`find` knows the tools whose names aren't fixed."""
+    try:
+        plan = Plan(pipelines.compile(document))
+        for steps in (plan.pipeline.steps, plan.pipeline.on_error, plan.pipeline.finally_):
+            for step in every_step(steps):
+                if isinstance(step.body, Use):
+                    plan.tools[step.path] = _tool(step, step.body, kinds, find)
+    except (pipelines.Problems, msgspec.ValidationError, LookupError) as error:
+        return Plan(broken=Fail("validation", str(error)))
+    _flatten(plan)
+    return plan
 
 
-def run_pure(run: Run, pipeline: Pipeline, context: Context) -> Settled:
+def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
+    kind = kinds.get(use.uses) or find(use.uses)
+    if kind is None:
+        known = ", ".join(sorted(kinds))
+        raise LookupError(f"step {step.path}: there is no tool {use.uses!r}; known: {known}")
+    if not use.arguments.is_constant:
+        return Tool(kind, use.arguments)
+    try:
+        return Tool(kind, use.arguments, converted(kind, use.arguments.render({})))
+    except msgspec.ValidationError as error:
+        raise LookupError(f"step {step.path}: {error}") from None
+
+
+def _flatten(plan: Plan) -> None:
+    """Finds out whether it can run without a task and without a record."""
+    whole = plan.pipeline
+    steps = whole.steps
+    if whole.on_error or whole.finally_ or whole.timeout or whole.output or not in_a_row(steps):
+        return
+    if not all(step == _plain(step) and plan.tools[step.path].kind.pure for step in steps):
+        return
+    plan.row = [Move(s.id, s.save_as, s.condition, plan.tools[s.path]) for s in steps]
+    given = whole.inputs or whole.params
+    plan.constant = not given and all(
+        move.condition is None and move.tool.constant is not msgspec.UNSET for move in plan.row
+    )
+
+
+def _plain(step: Step) -> Step | None:
+    """The step with nothing but a tool, a condition and its place in the row."""
+    if not isinstance(step.body, Use):
+        return None
+    return Step(
+        id=step.id, path=step.path, body=step.body, save_as=step.save_as, needs=step.needs,
+        condition=step.condition, retry=step.retry,
+    )  # fmt: skip
+
+
+def in_a_row(steps: tuple[Step, ...]) -> bool:
+    """Each step needs the one before it, and no other."""
+    before = ((), *((step.id,) for step in steps))
+    return all(step.needs == need for step, need in zip(steps, before, strict=False))
+
+
+# Scope
+
+
+def scope_of(run: Run, plan: Plan) -> dict[str, Any]:
+    """The names that expressions see. `now` is the time at which the run was made."""
+    given = run.input if isinstance(run.input, dict) else {}
+    try:
+        params = plan.pipeline.bind(given)
+    except pipelines.Problems as problems:
+        raise Broken(Fail("validation", str(problems))) from None
+    return {
+        "params": params,
+        "input": params if isinstance(run.input, dict | None) else run.input,
+        "vars": plan.pipeline.vars,
+        "run": {"id": run.id, "tenant": run.tenant, "attempt": run.attempt},
+        "now": _made_at(run.id),
+        "steps": {},
+        "state": {},
+    }
+
+
+def _made_at(id: str) -> datetime:
+    milliseconds = UUID(id).int >> 80
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+
+
+# Pure runs
+
+
+def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
     """Where it arrives: no task, no await."""
-    outcome: Outcome = pipeline.broken or Done()
     try:
-        for step in pipeline.steps if not pipeline.broken else ():
-            outcome = step.kind.run(step.arguments, context)  # type: ignore[assignment]
+        outcome = plan.broken or _row(run, plan, context)
+    except Exception as error:
+        outcome = failure(run, error).outcome
+    return settled(run, outcome, context)
+
+
+def _row(run: Run, plan: Plan, context: Context) -> Outcome:
+    scope = {} if plan.constant else scope_of(run, plan)
+    for move in plan.row or ():
+        value = None
+        if move.condition is None or move.condition.holds(scope):
+            outcome = move.tool.kind.run(move.tool.arguments(scope), context)
             if not isinstance(outcome, Done):
-                break
-            context.steps[step.save_as] = outcome.value
-    except Exception as error:
-        outcome = _broke(run, error)
-    return settled(run, outcome, context)
-
-
-async def run_any(run: Run, pipeline: Pipeline, context: Context) -> Settled:
-    try:
-        async with asyncio.timeout(run.timeout) as limit:
-            outcome = await _steps(pipeline, context)
-    except Exception as error:
-        if isinstance(error, TimeoutError) and limit.expired():
-            outcome = Retry("timeout", f"longer than {run.timeout:g} s")
-        else:
-            outcome = _broke(run, error)
-    return settled(run, outcome, context)
-
-
-async def _steps(pipeline: Pipeline, context: Context) -> Outcome:
-    for step in pipeline.steps:
-        result = step.kind.run(step.arguments, context)
-        outcome = await result if inspect.isawaitable(result) else result
-        if not isinstance(outcome, Done):
-            return outcome
-        context.steps[step.save_as] = outcome.value
+                assert isinstance(outcome, Retry | Fail | Park)
+                return outcome
+            value = outcome.value
+            if move.save_as is not None:
+                context.steps[move.save_as] = value
+        if scope:
+            scope["steps"][move.id] = value
+            if move.save_as is not None:
+                scope["steps"][move.save_as] = value
     return Done()
 
 
-def _broke(run: Run, error: Exception) -> Retry:
-    """A kind raised what it should have answered."""
-    log("step_broke", "error", run_id=run.id, exc_info=error)
-    return Retry("runtime", words(error))
+# Ends
 
 
-def settled(run: Run, outcome: Outcome, context: Context) -> Settled:
+def failure(run: Run, error: Exception) -> Broken:
+    """What an exception says, in the words of the language."""
+    match error:
+        case Broken():
+            return error
+        case ExpressionError():
+            return Broken(Fail("expression", str(error)))
+        case msgspec.ValidationError():
+            return Broken(Fail("validation", str(error)))
+    log("step_broke", "error", run_id=run.id, exc_info=error)  # a kind raised, and should answer
+    return Broken(Retry("runtime", words(error)))
+
+
+def settled(
+    run: Run, outcome: Outcome, context: Context, error: dict[str, Any] | None = None
+) -> Settled:
     said = Settled(run.tenant, run.id, run.epoch, "succeeded")
     match outcome:
-        case Done():
-            said.output = context.steps
+        case Done(value):
+            said.output = context.steps if value is None else value
         case Park(waiting_for, until):
             said.outcome, said.waiting_for, said.until = "parked", waiting_for, until
-        case Retry(type, message, delay):
-            said.outcome, said.delay = "failed", delay
-            said.error = {"type": type, "message": _storable(message)}
-        case Fail(type, message):
-            said.outcome, said.retry = "failed", False
-            said.error = {"type": type, "message": _storable(message)}
+        case Retry() | Fail():
+            said.outcome, said.retry = "failed", isinstance(outcome, Retry)
+            said.delay = outcome.delay if isinstance(outcome, Retry) else None
+            said.error = error or Broken(outcome).error
     return said
 
 
 def unstorable(said: Settled, error: Exception) -> Settled:
     """What became of a run whose own words Postgres can't hold."""
-    message = _storable(f"what it said can't be stored: {words(error)}")
+    message = storable(f"what it said can't be stored: {words(error)}")
     failed = {"type": "validation", "message": message}
     return Settled(said.tenant, said.run, said.epoch, "failed", error=failed, retry=False)
 
 
-def _storable(message: str) -> str:
+def storable(message: str) -> str:
     """Text that jsonb takes, of a length that a person reads."""
     return message[:LONGEST_MESSAGE].replace("\0", "\\0").encode(errors="backslashreplace").decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -13,7 +12,9 @@ from .. import db
 from ..config import Config
 from ..steps import Context, Fail, Kind, Retry
 from ..telemetry import log
-from .engine import Pipeline, Run, Settled, compile, run_any, run_pure, settled
+from .course import Course
+from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
+from .news import Durable, News, Record
 
 MOST_PIPELINES = 10_000
 
@@ -32,12 +33,11 @@ class Hands:
         self.config = config
         self.kinds = kinds
         self.counters = Counters()
-        self.pipelines: dict[tuple[str, str], Pipeline] = {}
+        self.plans: dict[tuple[str, str], Plan] = {}
         self.running: dict[str, tuple[Run, asyncio.Task[Settled]]] = {}
         self.given_up: list[threading.Thread] = []  # calls that didn't stop when they were told
-        self.outcomes: list[Settled] = []
-        self.lines: list[dict[str, Any]] = []
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
+        self.news = News(self.changed)
         self.closing = False  # nothing new begins
         self.releasing = False  # and nothing goes on
 
@@ -51,26 +51,36 @@ class Hands:
     # Pipelines
 
     def unknown(self, runs: list[Run]) -> set[tuple[str, str]]:
-        return {(run.tenant, run.pipeline) for run in runs} - self.pipelines.keys()
+        return {(run.tenant, run.pipeline) for run in runs} - self.plans.keys()
 
     def learn(self, unknown: set[tuple[str, str]], rows: list[db.Row]) -> None:
-        if len(self.pipelines) > MOST_PIPELINES:
-            self.pipelines.clear()
-        missing = Pipeline(broken=Fail("configuration", "its pipeline is not stored"))
-        self.pipelines.update(dict.fromkeys(unknown, missing))
+        if len(self.plans) > MOST_PIPELINES:
+            self.plans.clear()
+        missing = Plan(broken=Fail("configuration", "its pipeline is not stored"))
+        self.plans.update(dict.fromkeys(unknown, missing))
         for row in rows:
             key = (row["tenant_id"], str(row["id"]))
-            self.pipelines[key] = compile(row["document"], self.kinds)
+            self.plans[key] = compile(row["document"], self.kinds)
+
+    def taken_up(self, runs: list[Run]) -> list[Run]:
+        """Runs that may have records: they were claimed before, and do more than compute."""
+        return [
+            run for run in runs if run.epoch > 1 and not self.plans[run.tenant, run.pipeline].pure
+        ]
 
     # Runs
 
-    def begin(self, runs: list[Run]) -> None:
+    def begin(self, runs: list[Run], rows: list[db.Row]) -> None:
+        """The rows are the recorded steps of those that are taken up."""
         self.counters.claimed += len(runs)
+        records: dict[str, dict[str, Record]] = {}
+        for row in rows:
+            records.setdefault(str(row["run_id"]), {})[row["step_id"]] = row
         for run in runs:
             if self.closing:
                 self._settle(Settled(run.tenant, run.id, run.epoch, "released"))
             else:
-                self._start(run, self.pipelines[run.tenant, run.pipeline])
+                self._start(run, self.plans[run.tenant, run.pipeline], records.get(run.id, {}))
 
     def give_back(self, held: list[db.Row]) -> None:
         """Runs that were handed out in an answer that never came."""
@@ -78,19 +88,19 @@ class Hands:
         for row in held:
             self._settle(Settled(row["tenant"], str(row["run"]), row["epoch"], "released"))
 
-    def _start(self, run: Run, pipeline: Pipeline) -> None:
+    def _start(self, run: Run, plan: Plan, records: dict[str, Record]) -> None:
         context = Context(self.config, run.tenant, run.id, run.epoch, run.attempt, run.input, {})
-        if pipeline.pure:
-            self._settle(run_pure(run, pipeline, context), context)
+        if plan.pure:
+            self._settle(run_pure(run, plan, context), context)
             return
-        task = asyncio.create_task(run_any(run, pipeline, context))
+        say, commit = partial(self._record, context), partial(self._commit, context)
+        task = asyncio.create_task(Course(run, plan, context, records, say, commit).follow())
         self.running[run.id] = (run, task)
         task.add_done_callback(partial(self._ended, run, context))
 
     def _ended(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> None:
         """A callback, because a task that is canceled before it began runs no line of its own."""
-        if context.thread is not None and context.thread.is_alive():
-            self.given_up.append(context.thread)
+        self.given_up += [thread for thread in context.threads if thread.is_alive()]
         if self.running.get(run.id, (None,))[0] is not run:
             return  # the lease was lost meanwhile
         del self.running[run.id]
@@ -106,20 +116,50 @@ class Hands:
         return Settled(run.tenant, run.id, run.epoch, outcome)
 
     def _settle(self, said: Settled, context: Context | None = None) -> None:
-        self.outcomes.append(said)
-        self.changed.set()
-        if context is not None and context.lines:
-            place = {"tenant": said.tenant, "run": said.run, "epoch": said.epoch}
-            self.lines += [{**place, **line} for line in context.lines]
+        place = {"tenant": said.tenant, "run": said.run, "epoch": said.epoch}
+        lines = context.lines if context is not None else ()
+        self.news.end(said, [{**place, **line} for line in lines])
         if context is not None and said.error is not None:
             log("attempt_failed", "warning", run_id=said.run, attempt=context.attempt, **said.error)
+
+    # Records
+
+    def _record(self, context: Context, record: Record, durable: Durable | None = None) -> None:
+        """It travels with what is said next, and so do the lines that were written before it."""
+        if context.lines:
+            record["lines"] = context.lines.copy()
+            context.lines.clear()
+        self.news.record(record, durable)
+
+    async def _commit(self, context: Context, record: Record) -> None:
+        """Returns when it is durable; until then nothing outside may be asked."""
+        durable: Durable = asyncio.get_running_loop().create_future()
+        self._record(context, record, durable)
+        await durable
+
+    def lose(self, runs: list[str]) -> None:
+        """Their leases are stale: somebody else has them, or they ended."""
+        for id in runs:
+            if id in self.running:
+                run, task = self.running.pop(id)
+                self.counters.stale += 1
+                task.cancel()
+                log("run_lost", "warning", run_id=run.id, epoch=run.epoch)
+
+    def refuse(self, id: str, error: Exception) -> None:
+        """A record of it can't be stored, so it can't go on."""
+        if id in self.running:
+            run, task = self.running.pop(id)
+            task.cancel()
+            said = Settled(run.tenant, run.id, run.epoch, "failed")
+            self._settle(unstorable(said, error))
 
     # Ends
 
     def cancel(self, runs: list[str]) -> None:
         for id in runs:
             if id in self.running:
-                self.running[id][1].cancel()
+                self.running[id][1].cancel("canceled")
 
     def release(self) -> None:
         self.closing = self.releasing = True
@@ -129,9 +169,8 @@ class Hands:
 
     def drop(self) -> None:
         """The lease is gone: others have the work."""
-        self.counters.dropped += len(self.running) + len(self.outcomes)
+        self.counters.dropped += len(self.running) + self.news.ends
         running, self.running = self.running, {}
         for _, task in running.values():
             task.cancel()
-        self.outcomes.clear()
-        self.lines.clear()
+        self.news.clear()

@@ -13,7 +13,7 @@ from .. import db
 from ..config import Config
 from ..errors import Unavailable, is_lost, is_rolled_back
 from ..telemetry import log
-from .engine import Settled
+from .news import Said
 
 CLASSES_THAT_PASS = ("53", "57", "58")
 """No room, an operator, a sick disk: the server's troubles, not ours."""
@@ -52,36 +52,34 @@ class Line:
     async def exchange(
         self,
         worker: str,
-        outcomes: list[Settled],
-        lines: list[dict[str, Any]],
+        said: Said,
         want: int,
         after: str | None,
     ) -> db.Row:
-        """Lines and outcomes in one transaction: said again, both change nothing."""
-        said = {"worker": worker, "outcomes": outcomes or None, "want": want, "after_tenant": after}
-        exchange = ("exchange_work", said)
-        if lines:
-            return (await self._talk(("write_log", {"worker": worker, "lines": lines}), exchange))[
-                0
-            ]
-        return (await self._talk(exchange))[0]
+        """All of it in one transaction: said again, it changes nothing."""
+        told = {
+            "worker": worker,
+            "outcomes": said.outcomes or None,
+            "want": want,
+            "after_tenant": after,
+            "steps": said.records or None,
+            "lines": said.lines or None,
+        }
+        return await self.call_one("exchange_work", **told)
 
     async def call_one(self, verb: str, **arguments: Any) -> db.Row:
         return (await self.call(verb, **arguments))[0]
 
     async def call(self, verb: str, **arguments: Any) -> list[db.Row]:
-        return await self._talk((verb, arguments))
-
-    async def _talk(self, *calls: tuple[str, dict[str, Any]]) -> list[db.Row]:
-        """The answer to the last of the calls, however often it takes."""
+        """The answer, however often it takes."""
         failures = 0
         while True:
             try:
                 connection = await self._connected()
                 try:
-                    return await _ask(connection, calls)
+                    return await _ask(connection, verb, arguments)
                 except (psycopg.Error, Unavailable) as error:
-                    self._doubt(error, calls[-1][1])
+                    self._doubt(error, arguments)
                     raise
             except (psycopg.Error, Unavailable) as error:
                 if self.is_over or not _passes(error):
@@ -109,12 +107,7 @@ class Line:
         return self.connection
 
 
-async def _ask(
-    connection: db.Connection, calls: tuple[tuple[str, dict[str, Any]], ...]
-) -> list[db.Row]:
-    if len(calls) > 1:
-        return (await db.call_together(connection, *calls))[-1]
-    verb, arguments = calls[0]
+async def _ask(connection: db.Connection, verb: str, arguments: dict[str, Any]) -> list[db.Row]:
     return await db.call(connection, verb, **arguments)
 
 

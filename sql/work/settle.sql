@@ -163,11 +163,12 @@ comment on function orc.settle_work(uuid, jsonb) is
   'Says what became of claimed runs: a list of {tenant, run, epoch, outcome, …}. Answers the runs whose lease was stale.';
 grant execute on function orc.settle_work(uuid, jsonb) to orc_worker;
 
--- The worker's whole conversation in one round trip and one commit: outcomes in, runs out.
+-- The worker's whole conversation in one round trip and one commit: steps, lines and outcomes in, runs out.
+-- `lost` are the runs of steps that came too late; `stale`, of outcomes.
 -- Keys are filled once, when everything that frees or wants a slot is done (lock order).
 create function orc.exchange_work(
-  worker uuid, outcomes jsonb, want integer, after_tenant text default null,
-  out runs json, out stale uuid[], out next_tenant text)
+  worker uuid, outcomes jsonb, want integer, after_tenant text default null, steps jsonb default null, lines jsonb default null,
+  out runs json, out stale uuid[], out lost uuid[], out next_tenant text)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
@@ -178,6 +179,12 @@ declare
   v_tenants text[];
   v_keys text[];
 begin
+  if steps is not null then
+    lost := orc._record_steps(worker, steps);
+  end if;
+  if lines is not null then
+    perform orc._write_log(worker, lines);
+  end if;
   if outcomes is not null then
     v_settled := orc._settle(worker, outcomes);
     stale := v_settled.stale;
@@ -199,9 +206,9 @@ begin
     runs := v_claim.runs;
   end if;
 end $$;
-comment on function orc.exchange_work(uuid, jsonb, integer, text) is
-  'Settles outcomes and claims work, in one transaction: what a worker says and hears.';
-grant execute on function orc.exchange_work(uuid, jsonb, integer, text) to orc_worker;
+comment on function orc.exchange_work(uuid, jsonb, integer, text, jsonb, jsonb) is
+  'Records steps and lines, settles outcomes and claims work, in one transaction: what a worker says and hears.';
+grant execute on function orc.exchange_work(uuid, jsonb, integer, text, jsonb, jsonb) to orc_worker;
 
 create function orc.claim_work(worker uuid, want integer default 1, after_tenant text default null)
 returns setof orchestrator.due_work
@@ -217,14 +224,6 @@ end $$;
 comment on function orc.claim_work(uuid, integer, text) is 'Gives a worker up to `want` ready runs of its queues.';
 grant execute on function orc.claim_work(uuid, integer, text) to orc_worker;
 
-create function orc.pipelines(wanted jsonb) returns table (tenant_id text, id uuid, document jsonb)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select p.tenant_id, p.id, p.document from jsonb_to_recordset(wanted) as w(tenant text, id uuid)
-  join orchestrator.pipeline p on p.tenant_id = w.tenant and p.id = w.id
-$$;
-comment on function orc.pipelines(jsonb) is 'Pipelines by [{tenant, id}]: a worker asks once for each that it sees.';
-grant execute on function orc.pipelines(jsonb) to orc_worker;
-
 create function orc._held(worker uuid, tenant text, run uuid, epoch integer) returns orchestrator.due_work
 language plpgsql as $$
 declare
@@ -239,57 +238,6 @@ begin
   return v_work;
 end $$;
 comment on function orc._held(uuid, text, uuid, integer) is 'The run that a worker holds, locked; OR410 when it doesn''t.';
-
--- Steps of any number of runs of one worker, in one statement. A step that is recorded stays as it is.
-create function orc.record_steps(worker uuid, steps jsonb) returns table (stale uuid)
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
-declare
-  v_now constant timestamptz := orchestrator.now();
-begin
-  perform orc._live_worker(worker);
-  return query
-    with said as materialized (
-      select * from jsonb_to_recordset(steps) as s(
-        tenant text, run uuid, epoch integer, step text, iteration integer, state text, started_at timestamptz,
-        output jsonb, error jsonb)),
-    held as materialized (
-      select h.* from (select distinct tenant, run, s.epoch from said s order by tenant, run) as o
-      cross join lateral (
-        select d.tenant_id, d.run_id, d.epoch from orchestrator.due_work d
-        where d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch and d.worker_id = $1
-        for no key update) as h),
-    recorded as (
-      insert into orchestrator.step (tenant_id, run_id, step_id, iteration, epoch, state, started_at, finished_at, output, error)
-      select s.tenant, s.run, s.step, coalesce(s.iteration, 0), s.epoch, s.state, s.started_at, v_now, s.output, s.error
-      from said s join held h on h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch
-      on conflict do nothing)
-    select distinct s.run from said s
-    where not exists (select from held h where h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch);
-end $$;
-comment on function orc.record_steps(uuid, jsonb) is
-  'Records steps: a list of {tenant, run, epoch, step, iteration, state, output, error}. Answers the runs whose lease was stale.';
-grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
-
-create function orc.write_log(worker uuid, lines jsonb) returns void
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
-begin
-  perform orc._live_worker(worker);
-  with said as materialized (
-    select * from jsonb_to_recordset(lines) as l(tenant text, run uuid, epoch integer, level text, message text, facts jsonb)),
-  held as materialized (
-    select h.* from (select distinct tenant, run, s.epoch from said s order by tenant, run) as o
-    cross join lateral (
-      select d.tenant_id, d.run_id, d.epoch from orchestrator.due_work d
-      where d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch and d.worker_id = $1 for share) as h)
-  insert into orchestrator.log (tenant_id, run_id, level, message, facts)
-  select l.tenant, l.run, case when l.level in ('debug', 'info', 'warning', 'error') then l.level else 'info' end,
-         left(coalesce(l.message, ''), 10000), l.facts
-  from said l join held h on h.tenant_id = l.tenant and h.run_id = l.run and h.epoch = l.epoch;
-end $$;
-comment on function orc.write_log(uuid, jsonb) is 'Lines of runs that the worker holds: a list of {tenant, run, epoch, level, message, facts}.';
-grant execute on function orc.write_log(uuid, jsonb) to orc_worker;
 
 create function orc.park_run(
   worker uuid, tenant text, run uuid, epoch integer, waiting_for text, until timestamptz default null) returns void

@@ -221,27 +221,31 @@ create table orchestrator.step (
   tenant_id text not null,
   run_id uuid not null,
   step_id text not null,
-  iteration integer not null default 0,
   epoch integer not null,
+  attempt integer not null default 1,
   state text not null,
   started_at timestamptz,
   finished_at timestamptz,
+  arguments jsonb,
   output jsonb,
   error jsonb,
-  constraint step_is_recorded_once primary key (tenant_id, run_id, step_id, iteration),
-  constraint state_of_a_step_is_known check (state in ('succeeded', 'failed', 'skipped', 'unknown'))
+  constraint step_is_recorded_once primary key (tenant_id, run_id, step_id),
+  constraint state_of_a_step_is_known check (state in ('started', 'waiting', 'succeeded', 'failed', 'skipped', 'unknown')),
+  constraint a_step_ends_with_its_state check ((finished_at is null) = (state in ('started', 'waiting', 'unknown')))
 ) partition by range (run_id);
 create table orchestrator.step_default partition of orchestrator.step default;
 insert into orchestrator.partitioned (table_name, retention) values ('step', '90 days');
-comment on table orchestrator.step is 'Recorded steps: what stands here is never executed again.';
+comment on table orchestrator.step is 'Recorded steps: one that succeeded is never executed again.';
 comment on column orchestrator.step.tenant_id is 'Whose run it is.';
 comment on column orchestrator.step.run_id is 'The run.';
-comment on column orchestrator.step.step_id is 'The step''s id in its pipeline.';
-comment on column orchestrator.step.iteration is 'Which time round.';
+comment on column orchestrator.step.step_id is 'The step: the ids from the outermost to it, with the number of each time round, such as orders[2]/pay.';
 comment on column orchestrator.step.epoch is 'The claim that recorded it.';
-comment on column orchestrator.step.state is 'succeeded, failed, skipped or unknown.';
+comment on column orchestrator.step.attempt is 'Which attempt of the step, within that claim.';
+comment on column orchestrator.step.state is
+  'started (it calls the outside now), waiting, succeeded, failed, skipped, or unknown (a crash came between its call and its record).';
 comment on column orchestrator.step.started_at is 'When it began.';
 comment on column orchestrator.step.finished_at is 'When it ended.';
+comment on column orchestrator.step.arguments is 'What it was called with; secrets stand by their names.';
 comment on column orchestrator.step.output is 'Its value.';
 comment on column orchestrator.step.error is 'Why it failed.';
 grant select on orchestrator.step to orc_reader;

@@ -60,8 +60,14 @@ select tenant_id, run_id, epoch, attempt, state, worker_id, started_at, null, nu
 comment on view orc.attempts is 'Every attempt of every run.';
 
 create view orc.steps as
-select tenant_id, run_id, step_id, iteration, epoch, state, started_at, finished_at, output, error from orchestrator.step;
-comment on view orc.steps is 'Recorded steps.';
+select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt,
+       case when s.state = 'started' and not exists (
+              select from orchestrator.due_work d
+              where d.tenant_id = s.tenant_id and d.run_id = s.run_id and d.epoch = s.epoch and d.state = 'running')
+            then 'unknown' else s.state end as state,
+       s.started_at, s.finished_at, s.arguments, s.output, s.error
+from orchestrator.step s;
+comment on view orc.steps is 'Recorded steps. One that had started when its worker was lost is unknown: nobody saw its answer.';
 
 grant select on orc.runs, orc.ready, orc.running, orc.waiting, orc.dead_letters, orc.failures, orc.queues, orc.workers,
   orc.attempts, orc.steps to orc_reader;

@@ -1,0 +1,439 @@
+"""The course of one run through its pipeline: what is next, what it answers, what is recorded.
+
+Steps of a list run one after the other unless their needs say otherwise; then as a graph. Whatever
+runs beside something else is a task, and the course counts who is awake: when all sleep in waits,
+the run parks, and holds no worker. It is taken up again from its records: a step that has succeeded
+is not executed again, everything else is computed anew and comes out the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from graphlib import TopologicalSorter
+from typing import Any
+from uuid import UUID, uuid5
+
+import msgspec
+
+from ..pipelines import durations
+from ..pipelines.document import (
+    Block,
+    Each,
+    Loop,
+    Parallel,
+    Sleep,
+    Step,
+    Steps,
+    Switch,
+    Until,
+    Use,
+    Wait,
+)
+from ..steps import Context, Done, Fail, Park, Retry, current
+from ..wire import unkeepable
+from .engine import (
+    Broken,
+    Plan,
+    Run,
+    Settled,
+    Tool,
+    failure,
+    in_a_row,
+    scope_of,
+    settled,
+)
+from .news import Record
+from .watch import Group, Watch
+
+MOST_ITEMS = 10_000
+AFTERMATH_SECONDS = 30.0
+"""How long `finally` may take when its run is canceled."""
+
+
+class Frame(msgspec.Struct):
+    """What the steps of a list see, and where in the run they are: `orders[2]/`."""
+
+    scope: dict[str, Any]
+    place: str = ""
+
+    def inside(self, place: str) -> Frame:
+        return Frame(self.scope, place + "/")
+
+    def round(self, place: str, **names: Any) -> Frame:
+        """Another time round a loop: the steps are the same, and so is what they leave."""
+        return Frame({**self.scope, **names}, f"{place}/")
+
+    def item(self, place: str, **names: Any) -> Frame:
+        """One of many: what its steps leave is its own."""
+        own = {"steps": dict(self.scope["steps"]), "state": dict(self.scope["state"])}
+        return Frame({**self.scope, **own, **names}, f"{place}/")
+
+
+class Course:
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        context: Context,
+        records: dict[str, Record],
+        say: Callable[[Record], None],
+        commit: Callable[[Record], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.run = run
+        self.plan = plan
+        self.context = context
+        self.records = records
+        self.say = say  # travels with what is said next
+        self.commit = commit  # and returns when it is durable
+        self.scope: dict[str, Any] = {"steps": {}, "state": {}}
+        self.waits: dict[str, Park] = {}
+        self.watch = Watch()
+
+    # Life
+
+    async def follow(self) -> Settled:
+        limit = min(filter(None, (self.run.timeout, self.plan.pipeline.timeout)), default=None)
+        main = asyncio.create_task(self._main(limit))
+        parked = asyncio.create_task(self.watch.all_sleep.wait())
+        try:
+            await asyncio.wait((main, parked), return_when=asyncio.FIRST_COMPLETED)
+            if main.done():
+                return main.result()
+            return settled(self.run, self._park(), self.context)
+        except asyncio.CancelledError as why:
+            await self._end(main)
+            if why.args == ("canceled",):
+                await self._canceled()
+            raise
+        finally:
+            parked.cancel()
+            await self._end(main)
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        await asyncio.wait((task,))
+
+    def _park(self) -> Park:
+        untils = [wait.until for wait in self.waits.values() if wait.until]
+        waiting_for = ", ".join(sorted({wait.waiting_for for wait in self.waits.values()}))
+        return Park(waiting_for[:200], min(untils, default=None))
+
+    async def _main(self, limit: float | None) -> Settled:
+        said = Settled(self.run.tenant, self.run.id, self.run.epoch, "succeeded")
+        whole = self.plan.pipeline
+        try:
+            self.scope = scope_of(self.run, self.plan)
+            await self._within(limit, self._list(whole.steps, Frame(self.scope)))
+            said.output = (
+                self.context.steps if not whole.output else whole.output.render(self.scope)
+            )
+        except Exception as error:
+            broken = failure(self.run, error)
+            said = settled(self.run, broken.outcome, self.context, broken.error)
+            await self._aftermath(whole.on_error, "on_error", said.error)
+        await self._aftermath(whole.finally_, "finally", said.error)
+        return said
+
+    async def _within(self, seconds: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Broken(Retry("timeout", f"longer than {seconds:g} s")) from None
+
+    async def _aftermath(self, steps: Steps, name: str, error: dict[str, Any] | None) -> None:
+        """What runs after the end. Its failures are lines in the log: the end stands."""
+        try:
+            await self._list(steps, Frame({**self.scope, "error": error}))
+        except Exception as error:
+            said = failure(self.run, error).error
+            line = {"level": "error", "message": f"{name}: {said['message']}", "facts": said}
+            self.context.lines.append(line)
+
+    async def _canceled(self) -> None:
+        error = {"type": "canceled", "message": "the run was canceled"}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AFTERMATH_SECONDS):
+                await self._aftermath(self.plan.pipeline.finally_, "finally", error)
+
+    # Lists
+
+    async def _list(self, steps: Steps, frame: Frame) -> Any:
+        """Its value is that of its last step."""
+        if in_a_row(steps):
+            for step in steps:
+                await self._step(step, frame)
+        else:
+            await self._graph(steps, frame)
+        return frame.scope["steps"].get(steps[-1].id) if steps else None
+
+    async def _graph(self, steps: Steps, frame: Frame) -> None:
+        order = TopologicalSorter({step.id: step.needs for step in steps})
+        order.prepare()
+        known = {step.id: step for step in steps}
+        group = Group()
+        try:
+            while order.is_active():
+                for id in order.get_ready():
+                    self.watch.spawn(group, id, self._step(known[id], frame))
+                for id, task in await self.watch.first(group):
+                    task.result()
+                    order.done(id)
+        finally:
+            await self.watch.abandon(group)
+
+    # Steps
+
+    async def _step(self, step: Step, frame: Frame) -> None:
+        """Leaves its value under its names, or breaks."""
+        state = frame.scope["state"][step.id] = {"status": "running", "attempt": 0, "error": None}
+        value: Any = None
+        try:
+            if step.condition is not None and not step.condition.holds(frame.scope):
+                state["status"] = "skipped"
+            else:
+                value = await self._within(step.timeout.total, self._times(step, frame))
+                state["status"] = "succeeded"
+        except Exception as error:
+            broken = self._named(step, frame, failure(self.run, error))
+            state |= {"status": "failed", "error": broken.error}
+            value = await self._caught(step, frame, broken)
+        self._keep(step, frame, value, state["status"] != "skipped")
+
+    def _named(self, step: Step, frame: Frame, broken: Broken) -> Broken:
+        broken.step = broken.step or frame.place + step.id
+        return broken
+
+    def _keep(self, step: Step, frame: Frame, value: Any, ran: bool) -> None:
+        steps = frame.scope["steps"]
+        steps[step.id] = value
+        if step.save_as is not None:
+            steps[step.save_as] = value
+            if ran and "item" not in frame.scope:
+                self.context.steps[step.save_as] = value
+
+    async def _caught(self, step: Step, frame: Frame, broken: Broken) -> Any:
+        catch = step.catch
+        if catch and (catch.errors is None or broken.error["type"] in catch.errors):
+            inside = frame.round(f"{frame.place}{step.id}", error=broken.error)
+            return await self._list(catch.steps, inside)
+        if step.continue_on_error:
+            return None
+        raise broken
+
+    async def _times(self, step: Step, frame: Frame) -> Any:
+        place = frame.place + step.id
+        if step.each is not None:
+            return await self._each(step, step.each, frame, place)
+        if step.loop is not None:
+            return await self._loop(step, step.loop, frame, place)
+        return await self._attempts(step, frame, place)
+
+    async def _each(self, step: Step, each: Each, frame: Frame, place: str) -> list[Any]:
+        items = each.items.render(frame.scope)
+        if not isinstance(items, list):
+            raise Broken(Fail("validation", "for_each needs a list"))
+        if len(items) > MOST_ITEMS:
+            raise Broken(Fail("validation", f"for_each takes at most {MOST_ITEMS} items"))
+        values: list[Any] = [None] * len(items)
+        failures, group, left = 0, Group(), iter(range(len(items)))
+        try:
+            while True:
+                while len(group.tasks) < each.max_parallel and (at := next(left, None)) is not None:
+                    own = frame.item(f"{place}[{at}]", item=items[at], index=at)
+                    self.watch.spawn(group, at, self._attempts(step, own, f"{place}[{at}]"))
+                if not group.tasks:
+                    return values
+                for at, task in await self.watch.first(group):
+                    if task.exception() is None:
+                        values[at] = task.result()
+                        continue
+                    failures += 1
+                    if failures > each.max_failures:
+                        task.result()
+        finally:
+            await self.watch.abandon(group)
+
+    async def _loop(self, step: Step, loop: Loop, frame: Frame, place: str) -> Any:
+        value: Any = None
+        for index in range(loop.max_iterations):
+            around = frame.round(f"{place}[{index}]", index=index, result=value)
+            if loop.proceed is not None and not loop.proceed.holds(around.scope):
+                return value
+            value = await self._attempts(step, around, f"{place}[{index}]")
+            frame.scope["steps"][step.id] = value
+            if loop.until is not None and loop.until.holds({**around.scope, "result": value}):
+                return value
+        if loop.proceed is not None:
+            return value
+        raise Broken(Fail("runtime", f"not so after {loop.max_iterations} iterations"))
+
+    # Attempts
+
+    async def _attempts(self, step: Step, frame: Frame, place: str) -> Any:
+        retry, attempt = step.retry, 0
+        while True:
+            attempt += 1
+            frame.scope["state"].setdefault(step.id, {})["attempt"] = attempt
+            try:
+                return await self._within(
+                    step.timeout.attempt, self._body(step, frame, place, attempt)
+                )
+            except Exception as error:
+                broken = self._named(step, frame, failure(self.run, error))
+            if attempt >= retry.attempts or not self._worth_it(step, frame, broken):
+                if isinstance(step.body, Use):
+                    self._record(place, "failed", attempt, error=broken.error)
+                raise broken
+            wish = broken.outcome.delay if isinstance(broken.outcome, Retry) else None
+            await asyncio.sleep(max(wish or 0, retry.delay_after(attempt, random.random())))
+
+    def _worth_it(self, step: Step, frame: Frame, broken: Broken) -> bool:
+        retry = step.retry
+        if retry.errors is not None and broken.error["type"] not in retry.errors:
+            return False
+        if retry.when is not None:
+            return retry.when.holds({**frame.scope, "error": broken.error})
+        return retry.errors is not None or isinstance(broken.outcome, Retry)
+
+    async def _body(self, step: Step, frame: Frame, place: str, attempt: int) -> Any:
+        match step.body:
+            case Use():
+                return await self._use(step, frame, place, attempt)
+            case Block(steps=steps):
+                value = await self._list(steps, frame.inside(place))
+            case Parallel(branches=branches, mode=mode):
+                value = await self._parallel(branches, mode, frame.inside(place))
+            case Switch(cases=cases):
+                value = None
+                for case in cases:
+                    if case.when is None or case.when.holds(frame.scope):
+                        value = await self._list(case.steps, frame.inside(place))
+                        break
+            case Wait():
+                value = await self._wait(step.body, frame, place)
+        return self._shaped(step, frame, value)
+
+    async def _parallel(self, branches: dict[str, Steps], mode: str, frame: Frame) -> Any:
+        values: dict[str, Any] = {}
+        group = Group()
+        for name, steps in branches.items():
+            self.watch.spawn(group, name, self._list(steps, frame))
+        try:
+            while group.tasks:
+                for name, task in await self.watch.first(group):
+                    values[name] = task.result()
+                    if mode == "race":
+                        return {name: values[name]}
+        finally:
+            await self.watch.abandon(group)
+        return {name: values[name] for name in branches}
+
+    def _shaped(self, step: Step, frame: Frame, value: Any) -> Any:
+        """Projected, checked against the schema, and small enough to keep."""
+        if step.output is not None:
+            value = step.output.render({**frame.scope, "result": value})
+        if step.schema is not None and (found := list(step.schema.problems(value))):
+            text = "; ".join(f"{one.pointer or '/'}: {one.message}" for one in found[:5])
+            raise Broken(Fail("validation", f"its result doesn't fit its schema: {text}"))
+        if (why := unkeepable(value)) is not None:
+            raise Broken(Fail("validation", f"its result can't be kept: {why}"))
+        return value
+
+    # Tools
+
+    async def _use(self, step: Step, frame: Frame, place: str, attempt: int) -> Any:
+        tool = self.plan.tools[step.path]
+        record = self.records.get(place)
+        if record is not None and record["state"] == "succeeded":
+            return record["output"]
+        arguments = tool.arguments(frame.scope)
+        if record is not None and record["state"] == "started" and attempt == 1:
+            self._weigh_unknown(step, tool, place)
+        context = msgspec.structs.replace(self.context, key=str(uuid5(UUID(self.run.id), place)))
+        if tool.kind.outside or step.on_unknown is not None:
+            await self.commit(self._said(place, "started", attempt))
+        began = time.monotonic()
+        outcome = await self._called(tool, arguments, context)
+        if not isinstance(outcome, Done):
+            if isinstance(outcome, Park):
+                return await self._asleep(place, outcome)
+            raise Broken(outcome)
+        value = self._shaped(step, frame, outcome.value)
+        if tool.kind.recorded:
+            self._record(
+                place, "succeeded", attempt, output=value, seconds=time.monotonic() - began
+            )
+        return value
+
+    async def _called(self, tool: Tool, arguments: Any, context: Context) -> Any:
+        current.set(context)
+        result = tool.kind.run(arguments, context)
+        return await result if inspect.isawaitable(result) else result
+
+    def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:
+        """A crash came between its call and its record: nobody knows what it did."""
+        what = step.on_unknown or ("retry" if tool.kind.keyed else "fail")
+        if what != "retry":
+            self._record(place, "unknown", 1)
+            raise Broken(Fail("unknown", "a crash came between its call and its answer"))
+
+    def _said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
+        run = self.run
+        where = {"tenant": run.tenant, "run": run.id, "epoch": run.epoch, "step": place}
+        return {**where, "state": state, "attempt": attempt, **more}
+
+    def _record(self, place: str, state: str, attempt: int, **more: Any) -> None:
+        record = self._said(place, state, attempt, **more)
+        if state == "succeeded":  # it stays so when what is around it is tried again
+            self.records[place] = record
+        self.say(record)
+
+    # Waits
+
+    async def _wait(self, wait: Wait, frame: Frame, place: str) -> Any:
+        record = self.records.get(place)
+        if record is not None and record["state"] == "succeeded":
+            return record["output"]
+        if not isinstance(wait.what, Sleep | Until):
+            kind = type(wait.what).__name__.lower()
+            raise Broken(Fail("configuration", f"this version can't wait for an {kind}"))
+        until = record["output"]["until"] if record else self._until(wait.what, frame)
+        if datetime.fromisoformat(until) > max(_instant(self.run.due_at), datetime.now(UTC)):
+            self._record(place, "waiting", 1, output={"until": until})
+            await self._asleep(place, Park(f"the time {until}", until))
+        self._record(place, "succeeded", 1, output={"until": until})
+        return {"until": until}
+
+    def _until(self, what: Sleep | Until, frame: Frame) -> str:
+        if isinstance(what, Until):
+            return _instant(what.instant.render(frame.scope)).isoformat()
+        delay = what.delay
+        seconds = (
+            delay if isinstance(delay, float) else durations.seconds(delay.render(frame.scope))
+        )
+        return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+    async def _asleep(self, place: str, park: Park) -> None:
+        """For ever: when all sleep, the run parks."""
+        self.waits[place] = park
+        try:
+            await self.watch.for_ever()
+        finally:
+            del self.waits[place]
+
+
+def _instant(text: Any) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+        return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    except (TypeError, ValueError):
+        raise Broken(Fail("validation", f"no instant: {str(text)[:100]}")) from None

@@ -1,0 +1,102 @@
+"""What a worker has to say: ends of runs, lines of their logs, records of their steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from .engine import Settled
+
+Record = dict[str, Any]
+Line = dict[str, Any]
+Durable = asyncio.Future[None]
+
+
+class Said(msgspec.Struct):
+    outcomes: list[Settled] = []
+    lines: list[Line] = []
+    records: list[Record] = []
+    commits: list[Durable] = []  # who waits until the records are durable
+
+    def of(self, run: str) -> Said:
+        return Said(
+            [said for said in self.outcomes if said.run == run],
+            [line for line in self.lines if line["run"] == run],
+            [record for record in self.records if record["run"] == run],
+        )
+
+    @property
+    def runs(self) -> list[str]:
+        named = [said.run for said in self.outcomes]
+        named += [said["run"] for said in (*self.records, *self.lines)]
+        return list(dict.fromkeys(named))
+
+
+class News:
+    """Gathers it while the lines are busy. What is said of a run is said in its order: while
+    records of it are under way, the rest of it waits for their answer."""
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self.changed = changed
+        self.next = Said()
+        self.under_way: set[str] = set()
+        self.held: dict[str, list[Callable[[], None]]] = {}
+        self.ends_held = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.next.outcomes or self.next.records)
+
+    @property
+    def ends(self) -> int:
+        return len(self.next.outcomes) + self.ends_held
+
+    @property
+    def runs(self) -> set[str]:
+        return {said.run for said in self.next.outcomes} | self.held.keys()
+
+    def end(self, said: Settled, lines: list[Line]) -> None:
+        if said.run in self.under_way:
+            self.ends_held += 1
+            self.held.setdefault(said.run, []).append(partial(self._free_end, said, lines))
+            return
+        self.next.outcomes.append(said)
+        self.next.lines += lines
+        self.changed.set()
+
+    def _free_end(self, said: Settled, lines: list[Line]) -> None:
+        self.ends_held -= 1
+        self.end(said, lines)
+
+    def record(self, record: Record, durable: Durable | None = None) -> None:
+        if record["run"] in self.under_way:
+            self.held.setdefault(record["run"], []).append(partial(self.record, record, durable))
+            return
+        self.next.records.append(record)
+        if durable is not None:
+            self.next.commits.append(durable)
+            self.changed.set()
+
+    def take(self) -> Said:
+        said, self.next = self.next, Said()
+        self.under_way.update(record["run"] for record in said.records)
+        return said
+
+    def heard(self, said: Said) -> None:
+        """It is durable."""
+        for durable in said.commits:
+            if not durable.done():
+                durable.set_result(None)
+        for run in {record["run"] for record in said.records}:
+            self.under_way.discard(run)
+            for free in self.held.pop(run, ()):
+                free()
+
+    def clear(self) -> None:
+        self.next = Said()
+        self.under_way.clear()
+        self.held.clear()
+        self.ends_held = 0
