@@ -65,7 +65,7 @@ current: ContextVar[Context] = ContextVar("current")
 
 class Kind(msgspec.Struct, frozen=True):
     name: str
-    arguments: type[msgspec.Struct]
+    arguments: Any  # a Struct, or a dict of anything
     run: Callable[[Any, Context], Outcome | Awaitable[Outcome]]
     pure: bool = False
 
@@ -79,7 +79,21 @@ def words(error: BaseException) -> str:
 
 
 def builtins() -> dict[str, Kind]:
-    from . import assertion, log_write, python_call, setting
+    from . import assertion, log_write, python_call, setting, shell_run
 
-    kinds = [setting.KIND, assertion.KIND, log_write.KIND, python_call.KIND]
+    kinds = [setting.KIND, assertion.KIND, log_write.KIND, python_call.KIND, shell_run.KIND]
     return {kind.name: kind for kind in kinds}
+
+
+def find(uses: str, config: Config) -> Kind | None:
+    """The kind of an operator's tool, whose address has a dot or may be in the catalogue."""
+    from . import tool
+
+    return tool.kind(uses) if "." in uses or config.tool_catalog_path else None
+
+
+async def close() -> None:
+    """Ends what the kinds keep warm on this loop, within a few seconds."""
+    from . import mcp
+
+    await mcp.close()

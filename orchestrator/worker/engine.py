@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from ..steps import Context, Done, Fail, Kind, Outcome, Park, Retry, words
+from ..config import Config
+from ..steps import Context, Done, Fail, Kind, Outcome, Park, Retry, find, words
 from ..telemetry import log
 
 LONGEST_MESSAGE = 4000
@@ -59,11 +60,13 @@ class Pipeline(msgspec.Struct):
     broken: Fail | None = None
 
 
-def compile(document: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Pipeline:
+def compile(
+    document: Mapping[str, Any], kinds: Mapping[str, Kind], config: Config | None = None
+) -> Pipeline:
     compiled = Pipeline()
     for number, step in enumerate(document["pipeline"]):
         try:
-            compiled.steps.append(_step(number, step, kinds))
+            compiled.steps.append(_step(number, step, kinds, config or Config()))
         except (msgspec.ValidationError, LookupError, TypeError, AttributeError) as error:
             compiled.broken = Fail("validation", f"step {number}: {error}")
             return compiled
@@ -71,12 +74,12 @@ def compile(document: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Pipeline:
     return compiled
 
 
-def _step(number: int, step: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Step:
+def _step(number: int, step: Mapping[str, Any], kinds: Mapping[str, Kind], config: Config) -> Step:
     uses = str(step.get("uses"))
-    if uses not in kinds:
+    kind = kinds.get(uses) or find(uses, config)
+    if kind is None:
         raise LookupError(f"there is no tool {uses!r}; known: {', '.join(sorted(kinds))}")
     given = step.get("with") or {}
-    kind = kinds[uses]
     arguments = msgspec.convert({"values": given} if uses == "set" else given, kind.arguments)
     id = str(step.get("id", number))
     return Step(id, str(step.get("save_as") or id), kind, arguments)

@@ -60,7 +60,7 @@ class Hands:
         self.pipelines.update(dict.fromkeys(unknown, missing))
         for row in rows:
             key = (row["tenant_id"], str(row["id"]))
-            self.pipelines[key] = compile(row["document"], self.kinds)
+            self.pipelines[key] = compile(row["document"], self.kinds, self.config)
 
     # Runs
 
