@@ -131,6 +131,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     llm_url: str = ""  # an OpenAI-compatible server, with or without /v1
     llm_key: str = ""  # sent to that server only
     smtp_url: str = ""  # smtp://user:password@host:port?starttls, or smtps://
+    shell_commands: tuple[str, ...] = ()  # programs that shell.run may run, as they are written
+    mcp_servers_path: Path | None = None  # a file of MCP servers, in the format of MCP clients
+    tool_catalog_path: Path | None = None
     log_level: str = "info"
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
 
@@ -151,6 +154,8 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
     "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
+    "MCP_SERVERS_PATH": ("mcp_servers_path", lambda text: ROOT / text),
+    "TOOL_CATALOG_PATH": ("tool_catalog_path", lambda text: ROOT / text),
     "ORC_BODY_LIMIT": ("body_limit", _count),
     "ORC_BODY_TIMEOUT": ("body_timeout", _positive),
     "ORC_CONNECTION_LIMIT": ("connection_limit", _count),
@@ -162,6 +167,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ORC_PYTHON_MODULES": ("python_modules", _names),
     "ORC_POOL_SIZE": ("pool_size", _count),
     "ORC_SMTP_URL": ("smtp_url", _url("smtp", "smtps")),
+    "ORC_SHELL_COMMANDS": ("shell_commands", _names),
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""
 
@@ -187,6 +193,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     if problems:
         raise Misconfigured("\n".join(problems))
     return Config(**fields)
+
+
+def bare_environment() -> dict[str, str]:
+    """What a child process gets of ours: nothing that is a setting or a secret."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
 
 def _is_unknown(name: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
+from itertools import accumulate
 from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
 
 import msgspec
@@ -26,6 +27,7 @@ MAX_DEPTH = 32
 
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.S)
 NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+SIGNS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -180,12 +182,8 @@ def unkeepable(value: Any) -> str | None:
 def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
-    depth = 0
-    for bracket in STRINGS.sub(b"", data).translate(None, NOT_BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > limit:
-            return True
-    return False
+    steps = STRINGS.sub(b"", data).translate(SIGNS, NOT_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > limit
 
 
 def _malformed(places: list[Place], where: str) -> Malformed:

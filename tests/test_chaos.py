@@ -147,8 +147,10 @@ def judge(url: str, acknowledged: list[str], ledger: Path) -> None:
     runs = {str(row["id"]): row for row in ask(url, "select * from orchestrator.run")}
     assert set(acknowledged) <= runs.keys(), "an acknowledged run is lost"
     assert Counter(row["state"] for row in runs.values()) == {"succeeded": len(runs)}
+    recorded = {str(row["run_id"]): row["epoch"] for row in ask(url, "select * from orc.steps")}
     for id, row in runs.items():
-        assert executed[f"{id} {row['epoch']}"] == 1, f"{id} is recorded, and was not executed once"
+        assert executed[f"{id} {recorded[id]}"] == 1, f"{id} is recorded, and was not executed once"
+        assert executed[f"{id} {row['epoch']}"] == (recorded[id] == row["epoch"]), "done again"
         assert 1 <= row["attempt"] <= row["max_attempts"]
     assert max(executed.values()) == 1, "a lease was executed twice"
     twice = "select run_id from orchestrator.attempt join orchestrator.run on id = run_id"

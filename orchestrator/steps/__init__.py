@@ -96,6 +96,7 @@ def builtins() -> dict[str, Kind]:
         log_write,
         python_call,
         setting,
+        shell_run,
         slack_post,
         webhook_send,
     )
@@ -105,6 +106,7 @@ def builtins() -> dict[str, Kind]:
         assertion,
         log_write,
         python_call,
+        shell_run,
         http_request,
         webhook_send,
         slack_post,
@@ -112,3 +114,19 @@ def builtins() -> dict[str, Kind]:
         email_send,
     ]
     return {file.KIND.name: file.KIND for file in files}
+
+
+def find(uses: str, config: Config) -> Kind | None:
+    """The kind of an operator's tool, whose address has a dot or may be in the catalogue."""
+    from . import tool
+
+    return tool.kind(uses) if "." in uses or config.tool_catalog_path else None
+
+
+async def close() -> None:
+    """Ends what the kinds keep warm on this loop, within a few seconds."""
+    from .. import guard
+    from . import mcp
+
+    await mcp.close()
+    await guard.close()

@@ -105,6 +105,7 @@ def _serve(plan: Plan, output: Output, announce: Announce) -> int:
 def _run_parts(plan: Plan, output: Output, announce: Announce) -> None:
     try:
         url = _prepare_database(plan)
+        plan.keep_demo_servers()
         asyncio.run(Supervisor(plan, plan.environment(url), output, announce).run())
     finally:
         # From here on nothing is left to hurry; a signal would only leave something running.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shlex
@@ -72,7 +73,21 @@ class Plan:
         ours["APP_ENV"] = os.environ.get("APP_ENV") or "development"
         if not self.detached and sys.stdout.isatty():
             ours["LOG_FORMAT"] = os.environ.get("LOG_FORMAT") or "console"
+        if ours["APP_ENV"].lower() == "development" and not self.config.mcp_servers_path:
+            ours["MCP_SERVERS_PATH"] = str(self.demo_servers)
         return {"PYTHONUNBUFFERED": "1", **os.environ, **ours}
+
+    @property
+    def demo_servers(self) -> Path:
+        return self.data / "demo-servers.json"
+
+    def keep_demo_servers(self) -> None:
+        """The bundled MCP servers, for where no others are named."""
+        demo = {"command": sys.executable, "args": ["-P", "-m", "orchestrator.demo"]}
+        outbox = str(self.data / "telegram.jsonl")
+        words = {"weather": ["weather"], "telegram": ["telegram", outbox]}
+        listed = {name: {**demo, "args": [*demo["args"], *its]} for name, its in words.items()}
+        self.demo_servers.write_text(json.dumps({"mcpServers": listed}, indent=2) + "\n")
 
     def command(self, name: str) -> str:
         """How a person types it."""

@@ -23,11 +23,11 @@ from typing import Any
 
 import msgspec
 
-from .. import db, guard
+from .. import db
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
-from ..steps import Kind, builtins
+from ..steps import Kind, builtins, close
 from ..telemetry import log
 from .engine import Run, unstorable
 from .hands import Hands
@@ -112,7 +112,7 @@ class Worker:
             for part in parts:
                 part.cancel()
             await asyncio.wait(parts, timeout=LAST_WORDS_SECONDS / 2)
-            await guard.close()
+            await close()
         if not self.hopeless.is_set():
             parts[0].result()
         log("stopped", **msgspec.structs.asdict(self.counters))

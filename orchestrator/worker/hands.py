@@ -10,7 +10,7 @@ import msgspec
 
 from .. import db
 from ..config import Config
-from ..steps import Context, Fail, Kind, Retry
+from ..steps import Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
@@ -60,7 +60,9 @@ class Hands:
         self.plans.update(dict.fromkeys(unknown, missing))
         for row in rows:
             key = (row["tenant_id"], str(row["id"]))
-            self.plans[key] = compile(row["document"], self.kinds)
+            self.plans[key] = compile(
+                row["document"], self.kinds, partial(find, config=self.config)
+            )
 
     def taken_up(self, runs: list[Run]) -> list[Run]:
         """Runs that may have records: they were claimed before, and do more than compute."""

@@ -1,0 +1,1 @@
+"""Two MCP servers that work without the internet, so that the first pipeline runs anywhere."""
