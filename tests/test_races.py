@@ -200,6 +200,19 @@ async def test_no_blocked_run_is_forgotten_when_a_slot_is_freed_beside_an_enqueu
     assert [r.run for r in await a.claim(worker)] == [run]
 
 
+async def test_two_fills_of_a_key_give_its_slot_once(pair: tuple[Work, Work]) -> None:
+    a, b = pair
+    worker = await a.worker()
+    runs = [await a.run(concurrency_key="k") for _ in range(3)]
+    await a.claim(worker)
+    await a.do("update orchestrator.concurrency set max_running = 2")
+    async with holding(a):
+        assert await a.verb("fill_keys") == 1
+        task = await meets(a, b, b.verb("fill_keys"))
+    assert await task == 0
+    assert [await a.state(run) for run in runs] == ["running", "ready", "blocked"]
+
+
 async def test_settles_of_many_keys_do_not_deadlock(pair: tuple[Work, Work]) -> None:
     """One finishes a run of b and retries one of a, the other the other way round."""
     a, b = pair

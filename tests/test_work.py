@@ -1009,8 +1009,9 @@ async def test_an_ended_worker_is_fenced_in_every_verb(work: Work, clock: Clock,
     worker, run = await work.worker(lease="10 seconds"), await work.run(max_attempts=3)
     (held,) = await work.claim(worker)
     if end == "stopped":
-        await work.verb("end_worker", worker=worker)
-    await clock.advance(11 * SECOND)
+        await work.verb("end_worker", worker=worker)  # within its lease
+    else:
+        await clock.advance(11 * SECOND)
     if end == "given up":
         assert await work.verb("release_expired_work") == 1
     before = await work.everything()
@@ -1224,6 +1225,23 @@ async def test_only_the_holder_of_a_run_writes_its_log(work: Work) -> None:
     )
     lines = await work.ask("select level, message, facts from orchestrator.log order by id")
     assert [(x["level"], x["message"]) for x in lines] == [("info", "hello"), ("info", "")]
+
+
+async def test_a_lease_on_a_run_that_the_same_worker_had_before_writes_nothing(work: Work) -> None:
+    worker, run = await work.worker(), await work.run()
+    (before,) = await work.claim(worker)
+    await work.settle(worker, said(before, "released"))
+    (now_held,) = await work.claim(worker)
+    assert now_held.epoch == 2
+    everything = await work.everything()
+    place = {"tenant": "t", "run": run, "epoch": 1}
+    step = {**place, "step": "a", "state": "succeeded"}
+    (row,) = await db.call(work.conn, "record_steps", worker=worker, steps=[step])
+    assert str(row["stale"]) == run
+    await db.call(work.conn, "write_log", worker=worker, lines=[{**place, "message": "late"}])
+    with pytest.raises(Gone):
+        await db.call(work.conn, "park_run", worker=worker, **place, waiting_for="x")
+    assert await work.everything() == everything
 
 
 async def test_a_worker_asks_for_the_pipelines_that_it_sees(work: Work) -> None:

@@ -174,6 +174,7 @@ async def test_the_step_says_what_it_expects(expect: Any, status: int, is_fine: 
         (formatdate(time() + 3600), 3000, 3600),
         (formatdate(time() - 60), 0, 0),
     ],
+    ids=["7", "0", "a_long_time", "in_an_hour", "a_minute_ago"],
 )  # fmt: skip
 async def test_retry_after_is_honoured_within_a_day(text: str, least: int, most: int) -> None:
     async with peer(says(429, retry_after=text)) as here:
