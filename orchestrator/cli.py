@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def _process(name: str, **options: Any) -> None:
             watch.result()
         watch.cancel()
 
+    gc.freeze()  # what was imported is here to stay: collections needn't look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 
