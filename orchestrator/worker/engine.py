@@ -64,6 +64,10 @@ class Broken(Exception):
         return said | ({"step": self.step} if self.step else {})
 
 
+class Unknown(Broken):
+    """A crash came in the middle of a step, and it isn't known what it did."""
+
+
 class Tool(msgspec.Struct, frozen=True):
     """A kind, and its arguments: ready when they are constant."""
 
@@ -91,6 +95,10 @@ class Move(msgspec.Struct, frozen=True):
     tool: Tool
 
 
+class Unready(Exception):
+    """What this version can't do yet."""
+
+
 class Plan(msgspec.Struct):
     """A pipeline, compiled once per process. `broken` says why it can't run."""
 
@@ -113,6 +121,8 @@ def compile(document: Any, kinds: Mapping[str, Kind], find: Find = lambda uses: 
             for step in every_step(steps):
                 if isinstance(step.body, Use):
                     plan.tools[step.path] = _tool(step, step.body, kinds, find)
+    except Unready as error:
+        return Plan(broken=Fail("configuration", str(error)))
     except (pipelines.Problems, msgspec.ValidationError, LookupError) as error:
         return Plan(broken=Fail("validation", str(error)))
     _flatten(plan)
@@ -124,6 +134,8 @@ def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
     if kind is None:
         known = ", ".join(sorted(kinds))
         raise LookupError(f"step {step.path}: there is no tool {use.uses!r}; known: {known}")
+    if any(path[0] == "secrets" for path in use.arguments.references):
+        raise Unready(f"step {step.path}: this version can't read secrets")
     if not use.arguments.is_constant:
         return Tool(kind, use.arguments)
     try:
@@ -140,6 +152,8 @@ def _flatten(plan: Plan) -> None:
         return
     if not all(step == _plain(step) and plan.tools[step.path].kind.pure for step in steps):
         return
+    if any("state" in _roots(step, plan.tools[step.path]) for step in steps):
+        return
     plan.row = [Move(s.id, s.save_as, s.condition, plan.tools[s.path]) for s in steps]
     given = whole.inputs or whole.params
     plan.constant = not given and all(
@@ -155,6 +169,11 @@ def _plain(step: Step) -> Step | None:
         id=step.id, path=step.path, body=step.body, save_as=step.save_as, needs=step.needs,
         condition=step.condition, retry=step.retry,
     )  # fmt: skip
+
+
+def _roots(step: Step, tool: Tool) -> set[str]:
+    paths = {*tool.template.references, *(step.condition.references if step.condition else ())}
+    return {path[0] for path in paths}
 
 
 def in_a_row(steps: tuple[Step, ...]) -> bool:

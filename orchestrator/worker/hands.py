@@ -14,7 +14,7 @@ from ..steps import Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
-from .news import Durable, News, Record
+from .news import Durable, News, Record, Said
 
 MOST_PIPELINES = 10_000
 
@@ -139,10 +139,11 @@ class Hands:
         self._record(context, record, durable)
         await durable
 
-    def lose(self, runs: list[str]) -> None:
-        """Their leases are stale: somebody else has them, or they ended."""
-        for id in runs:
-            if id in self.running:
+    def lose(self, runs: set[str], said: Said) -> None:
+        """The leases under which it was said are stale: somebody else has them, or they ended."""
+        for record in said.records if runs else ():
+            id = record["run"]
+            if id in runs and id in self.running and self.running[id][0].epoch == record["epoch"]:
                 run, task = self.running.pop(id)
                 self.counters.stale += 1
                 task.cancel()
@@ -159,8 +160,9 @@ class Hands:
     # Ends
 
     def cancel(self, runs: list[str]) -> None:
+        """Once each, however often it is told: a second time would end what runs at its end."""
         for id in runs:
-            if id in self.running:
+            if id in self.running and not self.running[id][1].cancelling():
                 self.running[id][1].cancel("canceled")
 
     def release(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 Work = Coroutine[Any, Any, Any]
@@ -23,25 +24,34 @@ class Watch:
 
     def __init__(self) -> None:
         self.awake = 1
-        self.all_sleep = asyncio.Event()
+        self.quiet = asyncio.get_running_loop().create_future()
 
     def _sleep(self) -> None:
         self.awake -= 1
-        if not self.awake:
-            self.all_sleep.set()
+        if not self.awake and not self.quiet.done():
+            self.quiet.set_result(None)
+
+    @property
+    def all_sleep(self) -> bool:
+        """Now: what was so a moment ago may have ended, because a time was over."""
+        if self.awake and self.quiet.done():
+            self.quiet = asyncio.get_running_loop().create_future()
+        return not self.awake
 
     def spawn(self, group: Group, key: Any, work: Work) -> None:
         self.awake += 1
-        group.tasks[asyncio.create_task(self._child(group, work))] = key
+        task = asyncio.create_task(work)
+        task.add_done_callback(partial(self._ended, group))
+        group.tasks[task] = key
 
-    async def _child(self, group: Group, work: Work) -> Any:
-        try:
-            return await work
-        finally:
-            if group.sleeps:
-                group.sleeps = False
-            else:
-                self.awake -= 1
+    def _ended(self, group: Group, task: asyncio.Task[Any]) -> None:
+        """A callback, because a task that is canceled before it began runs no line of its own."""
+        if group.sleeps:
+            group.sleeps = False
+        else:
+            self.awake -= 1
+        if not task.cancelled():
+            task.exception()  # heard, even if another one's is what counts
 
     async def first(self, group: Group) -> list[tuple[Any, asyncio.Task[Any]]]:
         """Sleeps until some of the tasks have ended: these, with their keys."""
