@@ -508,6 +508,16 @@ async def test_a_result_is_projected_and_checked_and_a_misfit_is_not_tried_again
     assert len(tool.calls) == 2
 
 
+async def test_an_output_that_is_too_large_fails_its_run_before_the_end(
+    run: Runs, tool: Tool
+) -> None:
+    for name in ("a", "b"):
+        tool.answer(name, Done("x" * 600_000))
+    error = await run.error(do("a"), do("b"), on_error=[do("e", "${error.type}")])
+    assert error["message"].startswith("its output can't be kept: it has 1,200,0")
+    assert tool.given[-1] == "validation"
+
+
 def deep(levels: int) -> Any:
     value: Any = 1
     for _ in range(levels):

@@ -22,6 +22,8 @@ from psycopg.types.json import Jsonb
 from orchestrator import db
 from orchestrator.steps import Done, Fail, Kind, Outcome
 from orchestrator.worker import line
+from orchestrator.worker.engine import Run, compile
+from orchestrator.worker.hands import Hands
 
 BOOM = Fail("conflict", "boom")
 NAMES = ["s1", "s2", "s3", "s4", "s5", "s6"]
@@ -394,8 +396,26 @@ async def test_a_stale_lease_lets_nothing_more_outside_be_called(
     assert not {"b", "p/b"} & (await steps_of(conn, id)).keys()
 
 
+async def test_a_run_that_comes_back_under_a_new_lease_ends_the_old_one(
+    make: Make, tool: Tool
+) -> None:
+    kinds = {"do": tool.kind}
+    hands = Hands(make.config(), kinds)
+    hands.plans["t", "p"] = compile({"pipeline": [do("a")]}, kinds)
+    tool.hold("a")
+    id = "019aa000-0000-7000-8000-000000000001"
+    for epoch in (1, 2):
+        hands.begin([Run("t", id, epoch, 1, 9, "p", None, None, "now")], [])
+        await until(lambda epoch=epoch: len(tool.calls) == epoch)  # type: ignore[misc]
+    await until(lambda: tool.stopped == ["a"])
+    tool.free("a")
+    await until(lambda: hands.news)
+    assert [(end.outcome, end.epoch) for end in hands.news.take().outcomes] == [("succeeded", 2)]
+
+
+@pytest.mark.parametrize("in_a_row", [True, False])
 async def test_a_record_that_is_refused_ends_its_run_only(
-    crew: Crew, conn: db.Connection, tool: Tool
+    crew: Crew, conn: db.Connection, tool: Tool, in_a_row: bool
 ) -> None:
     """Its tool wrote a line that Postgres can't hold: it is found out in the middle of the run."""
 
@@ -403,7 +423,9 @@ async def test_a_record_that_is_refused_ends_its_run_only(
         context.lines.append({"message": "a\0b"})
         return Done()
 
-    bad = await start(conn, {"uses": "odd", "with": {}}, do("never", on_unknown="fail"))
+    odd = [{"uses": "odd", "with": {}}, do("never", on_unknown="fail")]
+    branches = {"branches": {"x": odd, "y": [do("c")]}}
+    bad = await start(conn, *(odd if in_a_row else [{"id": "p", "parallel": branches}]))
     good = await start(conn, do("a", on_unknown="fail"), do("b", on_unknown="fail"))
     await crew.once(tool.kind, Kind("odd", dict, run))
     row = await look(conn, bad)
@@ -460,3 +482,24 @@ async def test_what_a_step_recorded_is_there_while_the_next_one_works(
         return "a" in await steps_of(conn, id)
 
     await until(recorded, within=1)
+
+
+async def test_many_records_in_one_call_cost_what_each_of_them_costs(conn: db.Connection) -> None:
+    """And not their square: what is said is joined by hash."""
+    seconds = []
+    for number in (50, 500):
+        await enqueue_many(conn, number, do("a"), queue=f"q{number}")
+        row = await db.call_one(
+            conn, "register_worker", queues=[f"q{number}"], slots=number, lease="1 hour"
+        )
+        held = await db.call(conn, "claim_work", worker=row["worker"], want=number)
+        said = [
+            {"tenant": "t", "run": str(run["run_id"]), "epoch": 1, "step": f"s{n}",
+             "state": "succeeded", "output": n, "lines": [{"message": "m"}]}
+            for run in held for n in range(10)
+        ]  # fmt: skip
+        began = time.monotonic()
+        await db.call(conn, "record_steps", worker=row["worker"], steps=Jsonb(said))
+        seconds.append(time.monotonic() - began)
+        assert await sole(conn, "select count(*) from orchestrator.step") >= 10 * number
+    assert seconds[1] < 30 * max(seconds[0], 0.01), seconds

@@ -6,10 +6,9 @@ is executed where it arrives, without a task and without a round trip.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -45,8 +44,14 @@ class Park(msgspec.Struct):
 Outcome = Done | Retry | Fail | Park
 
 
+class Call(Protocol):
+    """Something that can't be stopped, and takes a slot until it ends."""
+
+    def is_alive(self) -> bool: ...
+
+
 class Context(msgspec.Struct):
-    """What a step may know of its run, and what it leaves: lines, threads that outlive it."""
+    """What a step may know of its run, and what it leaves: lines, calls that outlive it."""
 
     config: Config
     tenant: str
@@ -56,7 +61,7 @@ class Context(msgspec.Struct):
     input: Any
     steps: dict[str, Any]
     lines: list[dict[str, Any]] = []
-    threads: list[threading.Thread] = []
+    calls: list[Call] = []
     key: str = ""  # sent with what the step asks of others, the same on every attempt
     traceparent: str | None = None
 

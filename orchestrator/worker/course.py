@@ -115,9 +115,8 @@ class Course(Memory):
             self.scope = scope_of(self.run, self.plan)
             self._recall(WHOLE)
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
-            said.output = (
-                self.context.steps if not whole.output else whole.output.render(self.scope)
-            )
+            output = whole.output.render(self.scope) if whole.output else self.context.steps
+            said.output = kept(output, "output")
         except Exception as error:
             broken = failure(self.run, error)
             said = settled(self.run, broken.outcome, self.context, broken.error)

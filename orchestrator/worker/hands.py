@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from functools import partial
 
 import msgspec
 
 from .. import db
 from ..config import Config
-from ..steps import Context, Fail, Kind, Retry, find
+from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
@@ -35,7 +34,7 @@ class Hands:
         self.counters = Counters()
         self.plans: dict[tuple[str, str], Plan] = {}
         self.running: dict[str, tuple[Run, asyncio.Task[Settled]]] = {}
-        self.given_up: list[threading.Thread] = []  # calls that didn't stop when they were told
+        self.given_up: list[Call] = []  # calls that didn't stop when they were told
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
         self.news = News(self.changed)
         self.closing = False  # nothing new begins
@@ -45,7 +44,7 @@ class Hands:
     def taken(self) -> int:
         """Slots that aren't free."""
         if self.given_up:
-            self.given_up = [thread for thread in self.given_up if thread.is_alive()]
+            self.given_up = [call for call in self.given_up if call.is_alive()]
         return len(self.running) + len(self.given_up)
 
     # Pipelines
@@ -95,6 +94,8 @@ class Hands:
         if plan.pure:
             self._settle(run_pure(run, plan, context), context)
             return
+        if run.id in self.running:  # under a lease that is stale, then
+            self._lose(run.id)
         say, commit = partial(self._record, context), partial(self._commit, context)
         task = asyncio.create_task(Course(run, plan, context, records, say, commit).follow())
         self.running[run.id] = (run, task)
@@ -102,7 +103,7 @@ class Hands:
 
     def _ended(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> None:
         """A callback, because a task that is canceled before it began runs no line of its own."""
-        self.given_up += [thread for thread in context.threads if thread.is_alive()]
+        self.given_up += [call for call in context.calls if call.is_alive()]
         if self.running.get(run.id, (None,))[0] is not run:
             return  # the lease was lost meanwhile
         del self.running[run.id]
@@ -144,10 +145,13 @@ class Hands:
         for record in said.records if runs else ():
             id = record["run"]
             if id in runs and id in self.running and self.running[id][0].epoch == record["epoch"]:
-                run, task = self.running.pop(id)
-                self.counters.stale += 1
-                task.cancel()
-                log("run_lost", "warning", run_id=run.id, epoch=run.epoch)
+                self._lose(id)
+
+    def _lose(self, id: str) -> None:
+        run, task = self.running.pop(id)
+        self.counters.stale += 1
+        task.cancel()
+        log("run_lost", "warning", run_id=run.id, epoch=run.epoch)
 
     def refuse(self, id: str, error: Exception) -> None:
         """A record of it can't be stored, so it can't go on."""

@@ -22,9 +22,10 @@ comment on function orc._level(text) is 'A level that a line may have.';
 -- Steps of any number of runs of one worker, in one statement. A step that has succeeded, or was skipped,
 -- stays as it is; one that had started, failed or waited is what is said of it last. Lines that were
 -- written before it come with it: said again, neither changes anything.
+-- What was said is joined by hash, as a loop in a loop over it costs its square; a lateral join stays a loop,
+-- so rows of tables are looked up one by one.
 create function orc._record_steps(worker uuid, steps jsonb) returns uuid[]
-language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_stale uuid[];
@@ -95,7 +96,7 @@ comment on function orc.recorded_steps(jsonb) is 'What was recorded of runs, by 
 grant execute on function orc.recorded_steps(jsonb) to orc_worker;
 
 create function orc._write_log(worker uuid, lines jsonb) returns void
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 begin
   with said as materialized (
     select * from jsonb_to_recordset(lines) as l(tenant text, run uuid, epoch integer, level text, message text, facts jsonb)),
