@@ -259,7 +259,7 @@ async def test_what_an_item_leaves_is_its_own(run: Runs) -> None:
     output = await run.output(
         {
             "id": "e", "for_each": [1, 2], "max_parallel": 2,
-            "steps": [do("x", "${item}"), put("y", x="${steps.x}", n="${index}")],
+            "steps": [do("x", "${item}"), do("m"), put("y", x="${steps.x}", n="${index}")],
         },
         put("z", all="${steps.e}"),
     )  # fmt: skip

@@ -20,10 +20,11 @@ from crew import Crew, count, ends, enqueue_many, exit_status, look, until
 from psycopg.types.json import Jsonb
 
 from orchestrator import db
-from orchestrator.steps import Done, Fail, Kind, Outcome
+from orchestrator.steps import Done, Fail, Kind, Outcome, Retry
 from orchestrator.worker import line
-from orchestrator.worker.engine import Run, compile
+from orchestrator.worker.engine import Run, Settled, compile
 from orchestrator.worker.hands import Hands
+from orchestrator.worker.news import News
 
 BOOM = Fail("conflict", "boom")
 NAMES = ["s1", "s2", "s3", "s4", "s5", "s6"]
@@ -305,6 +306,28 @@ async def count_is(conn: db.Connection, state: str, number: int) -> bool:
     return await count(conn, state) == number
 
 
+async def test_an_attempt_that_is_known_to_have_failed_is_not_unknown(
+    crew: Crew, conn: db.Connection
+) -> None:
+    """Its worker goes while it waits for the next one."""
+    tool = Tool(outside=True)
+    tool.answer("a", Retry("communication", "not now"))
+    id = await start(conn, do("a", 1, retry={"attempts": 2, "delay": 60, "jitter": 0}))
+    worker = crew.worker(tool.kind)
+
+    async def failed() -> bool:
+        recorded = await steps_of(conn, id)
+        return "a" in recorded and recorded["a"]["state"] == "failed"
+
+    await until(failed)
+    worker.drain()
+    worker.release()
+    await crew.task(worker)
+    crew.worker(tool.kind)
+    assert (await ends(conn, id))["output"] == {"a": 1}
+    assert len(set(tool.keys["a"])) == 1
+
+
 # Lost connections and leases
 
 
@@ -376,6 +399,26 @@ async def test_answers_that_are_lost_double_no_line_of_a_step_that_is_tried_agai
     assert told
 
 
+@pytest.mark.parametrize("delay", [0, 0.3])
+async def test_lines_of_a_step_that_fails_again_and_again_are_all_kept(
+    crew: Crew, conn: db.Connection, delay: float
+) -> None:
+    """Whether its records travel in one call, or in one after the other."""
+    tries = 0
+
+    async def run(_: Any, context: Any) -> Outcome:
+        nonlocal tries
+        tries += 1
+        context.lines.append({"message": f"try {tries}"})
+        return BOOM if tries < 3 else Done()
+
+    retry = {"attempts": 3, "delay": delay, "jitter": 0, "backoff": "fixed", "errors": ["conflict"]}
+    id = await start(conn, {"id": "x", "steps": [{"uses": "odd"}], "retry": retry})
+    crew.worker(Kind("odd", dict, run), poll=0.05)
+    assert (await ends(conn, id))["state"] == "succeeded"
+    assert await lines_of(conn, id) == ["try 1", "try 2", "try 3"]
+
+
 @pytest.mark.parametrize("in_a_branch", [True, False])
 async def test_a_stale_lease_lets_nothing_more_outside_be_called(
     crew: Crew, conn: db.Connection, in_a_branch: bool
@@ -432,6 +475,40 @@ async def test_a_record_that_is_refused_ends_its_run_only(
     assert row["error"]["message"].startswith("what it said can't be stored: ")
     assert (await look(conn, good))["state"] == "succeeded"
     assert "never" not in tool.calls
+
+
+async def test_what_is_said_of_a_run_is_said_in_its_order() -> None:
+    """Another line is free: but while a record is under way, the end of its run waits."""
+    news = News(asyncio.Event())
+    durable = asyncio.get_running_loop().create_future()
+    news.record({"run": "r", "step": "a"}, durable)
+    first = news.take()
+    news.record({"run": "r", "step": "b"})
+    news.end(Settled("t", "r", 1, "succeeded"), [{"run": "r", "message": "m"}])
+    news.end(Settled("t", "other", 1, "succeeded"), [])
+    second = news.take()
+    assert (second.runs, news.ends, news.runs) == (["other"], 1, {"r"})
+    assert not durable.done()
+    news.heard(second, set())
+    assert not news
+    news.heard(first, set())
+    assert durable.done()
+    third = news.take()
+    assert [record["step"] for record in third.records] == ["b"]
+    assert [end.run for end in third.outcomes] == ["r"]
+    assert third.lines == [{"run": "r", "message": "m"}]
+
+
+async def test_a_commit_of_a_lost_run_never_returns() -> None:
+    news = News(asyncio.Event())
+    commits = {run: asyncio.get_running_loop().create_future() for run in ("lost", "held")}
+    for run, durable in commits.items():
+        news.record({"run": run, "step": "a"}, durable)
+    news.heard(news.take(), {"lost"})
+    assert {run: durable.done() for run, durable in commits.items()} == {
+        "lost": False,
+        "held": True,
+    }
 
 
 # Round trips

@@ -320,7 +320,6 @@ class Worker:
             except UNSAYABLE as error:
                 log("outcome_unstorable", "warning", run_id=run, error=str(error)[:500])
                 self.hands.refuse(run, error)
-                lost.append(run)
                 ends = [unstorable(end, error) for end in its.outcomes]
                 reply = await line.exchange(self.id, Said(ends), 0, None)
             stale += reply["stale"] or ()
