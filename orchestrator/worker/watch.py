@@ -45,11 +45,12 @@ class Watch:
         group.tasks[task] = key
 
     def _ended(self, group: Group, task: asyncio.Task[Any]) -> None:
-        """A callback, because a task that is canceled before it began runs no line of its own."""
-        if group.sleeps:
+        """A callback, because a task that is canceled before it began runs no line of its own.
+        It may come late, when the parent has seen the end already, and sleeps for others."""
+        if group.sleeps and task in group.tasks:
             group.sleeps = False
         else:
-            self.awake -= 1
+            self._sleep()
         if not task.cancelled():
             task.exception()  # heard, even if another one's is what counts
 
@@ -66,10 +67,17 @@ class Watch:
         return sorted(((group.tasks.pop(task), task) for task in done), key=lambda one: str(one[0]))
 
     async def abandon(self, group: Group) -> None:
+        """Ends its tasks, and returns when they have, even if it is told to stop meanwhile."""
+        told: asyncio.CancelledError | None = None
         for task in group.tasks:
             task.cancel()
-        if group.tasks:
-            await asyncio.wait(group.tasks)
+        while left := [task for task in group.tasks if not task.done()]:
+            try:
+                await asyncio.wait(left)
+            except asyncio.CancelledError as error:
+                told = error
+        if told is not None:
+            raise told
 
     async def for_ever(self) -> None:
         self._sleep()
