@@ -40,6 +40,10 @@ database = typer.Typer(help="The database and its schema.", no_args_is_help=True
 app.add_typer(database, name="db")
 language = typer.Typer(help="Pipelines as files.", no_args_is_help=True)
 app.add_typer(language, name="pipeline")
+secret = typer.Typer(help="Secrets of tenants, encrypted in the database.", no_args_is_help=True)
+app.add_typer(secret, name="secret")
+
+Tenant = Annotated[str, typer.Option(help="Whose it is.")]
 
 HealthPort = Annotated[
     int | None, typer.Option(help="Answer GET /health/live and /health/ready on this port.")
@@ -295,6 +299,39 @@ def lint(
         print("\n".join(map(str, found)) or "nothing is wrong")
     if any(problem.severity == "error" for problem in found):
         raise typer.Exit(1)
+
+
+@secret.command("set")
+def secret_set(name: str, tenant: Tenant = "default") -> None:
+    """Set a secret. Its value comes from standard input, or is asked for."""
+    from . import secrets
+
+    if sys.stdin.isatty():
+        value = typer.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True)
+    else:
+        value = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    try:
+        row = secrets.sealed(config.load(), tenant, name, value)
+    except secrets.Missing as error:
+        raise Misconfigured(f"secret {name} {error}") from None
+    (put,) = _run(_call("put_secret", **row))
+    print("set" if put["created"] else "replaced")
+
+
+@secret.command("list")
+def secret_list(tenant: Tenant = "default") -> None:
+    """List the secrets of a tenant: their names, not what they are."""
+    for row in _run(_call("list_secrets", tenant=tenant)):
+        print(
+            f"{row['name']}  key {row['key_id']}, {row['created_at']:%Y-%m-%d %H:%M} by {row['by']}"
+        )
+
+
+@secret.command("delete")
+def secret_delete(name: str, tenant: Tenant = "default") -> None:
+    """Delete a secret."""
+    _run(_call("delete_secret", tenant=tenant, name=name))
+    print("deleted")
 
 
 @database.command("up")

@@ -181,7 +181,7 @@ class Worker:
             lease=f"{options.lease} seconds",
             name=f"{socket.gethostname()}:{os.getpid()}",
         )
-        self.id = str(row["worker"])
+        self.id = self.hands.worker = str(row["worker"])
         self.lost = lost = asyncio.Event()
         self.heard_at = time.monotonic()
         loop = asyncio.get_running_loop()

@@ -6,14 +6,14 @@ import asyncio
 import inspect
 from typing import Any
 
-from ..steps import Context, Fail, Retry, current
+from ..steps import Context, Fail, Kind, Retry, current
 from ..wire import unkeepable
-from .engine import Broken, Tool
+from .engine import Broken
 
 
-async def called(tool: Tool, arguments: Any, context: Context) -> Any:
+async def called(kind: Kind, arguments: Any, context: Context) -> Any:
     current.set(context)
-    result = tool.kind.run(arguments, context)
+    result = kind.run(arguments, context)
     if not inspect.isawaitable(result):
         return result
     task = asyncio.current_task()

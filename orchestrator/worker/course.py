@@ -35,7 +35,8 @@ from ..pipelines.document import (
     Wait,
 )
 from ..steps import Context, Done, Fail, Park, Retry
-from .calls import called, kept
+from . import veil
+from .calls import kept
 from .engine import (
     Broken,
     Plan,
@@ -112,7 +113,7 @@ class Course(Memory):
         said = Settled(self.run.tenant, self.run.id, self.run.epoch, "succeeded")
         whole = self.plan.pipeline
         try:
-            self.scope = scope_of(self.run, self.plan)
+            self.scope = scope_of(self.run, self.plan, self.context)
             self._recall(WHOLE)
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
             output = whole.output.render(self.scope) if whole.output else self.context.steps
@@ -370,23 +371,31 @@ class Course(Memory):
         tool = self.plan.tools[step.path]
         record = self.records.get(place)
         if record is not None and record["state"] == "succeeded":
-            return record["output"]
+            output = record["output"]
+            return self._shaped(step, frame, output) if tool.kind.records_itself else output
         self.tries[place] = attempt = self.tries[place] + 1
-        arguments = tool.arguments(frame.scope)
+        arguments = await veil.arguments(tool, frame.scope, self.context)
         if record is not None and attempt == 1 and record["state"] in ("started", "unknown"):
             await self._weigh_unknown(step, tool, place, record)
-        context = msgspec.structs.replace(self.context, key=str(uuid5(UUID(self.run.id), place)))
+        context = msgspec.structs.replace(
+            self.context,
+            key=str(uuid5(UUID(self.run.id), place)),
+            record=self._said(place, "succeeded", attempt),
+            seconds=step.timeout.attempt,
+        )
         if self._has_intent(step):
-            arguments = kept(arguments, "arguments")
-            await self.commit(self._said(place, "started", attempt, arguments=arguments))
+            shown = kept(veil.shown(tool, arguments, frame.scope, self.context), "arguments")
+            await self.commit(self._said(place, "started", attempt, arguments=shown))
         began = time.monotonic()
-        outcome = await called(tool, arguments, context)
+        outcome = await veil.called(tool.kind, arguments, context)
         if not isinstance(outcome, Done):
             if isinstance(outcome, Park):
                 return await self._asleep(place, outcome)
             raise Broken(outcome)
+        if tool.kind.records_itself:
+            self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
         value = self._shaped(step, frame, outcome.value)
-        if tool.kind.recorded:
+        if tool.kind.recorded and not tool.kind.records_itself:
             self._record(
                 place, "succeeded", attempt, output=value, seconds=time.monotonic() - began
             )
@@ -394,6 +403,8 @@ class Course(Memory):
 
     async def _weigh_unknown(self, step: Step, tool: Tool, place: str, record: Record) -> None:
         """A crash came between its call and its record: nobody knows what it did."""
+        if tool.kind.records_itself:
+            return
         what = step.on_unknown or ("retry" if tool.kind.keyed else "fail")
         if what == "ask" and (record["error"] or {}).get("decided") is None:
             self._record(place, "unknown", 1)

@@ -95,10 +95,6 @@ class Move(msgspec.Struct, frozen=True):
     tool: Tool
 
 
-class Unready(Exception):
-    """What this version can't do yet."""
-
-
 class Plan(msgspec.Struct):
     """A pipeline, compiled once per process. `broken` says why it can't run."""
 
@@ -121,8 +117,6 @@ def compile(document: Any, kinds: Mapping[str, Kind], find: Find = lambda uses: 
             for step in every_step(steps):
                 if isinstance(step.body, Use):
                     plan.tools[step.path] = _tool(step, step.body, kinds, find)
-    except Unready as error:
-        return Plan(broken=Fail("configuration", str(error)))
     except (pipelines.Problems, msgspec.ValidationError, LookupError) as error:
         return Plan(broken=Fail("validation", str(error)))
     _flatten(plan)
@@ -134,8 +128,11 @@ def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
     if kind is None:
         known = ", ".join(sorted(kinds))
         raise LookupError(f"step {step.path}: there is no tool {use.uses!r}; known: {known}")
-    if any(path[0] == "secrets" for path in use.arguments.references):
-        raise Unready(f"step {step.path}: this version can't read secrets")
+    for name in kind.fixed:
+        if use.arguments.varies(name):
+            raise LookupError(f"step {step.path}: {name} holds no `${{…}}`: pass values beside it")
+    if kind.keeps_arguments and any(path[0] == "secrets" for path in use.arguments.references):
+        raise LookupError(f"step {step.path}: {use.uses} keeps what it's given: it takes no secret")
     if not use.arguments.is_constant:
         return Tool(kind, use.arguments)
     try:
@@ -185,7 +182,7 @@ def in_a_row(steps: tuple[Step, ...]) -> bool:
 # Scope
 
 
-def scope_of(run: Run, plan: Plan) -> dict[str, Any]:
+def scope_of(run: Run, plan: Plan, context: Context) -> dict[str, Any]:
     """The names that expressions see. `now` is the time at which the run was made."""
     given = run.input if isinstance(run.input, dict) else {}
     try:
@@ -200,6 +197,7 @@ def scope_of(run: Run, plan: Plan) -> dict[str, Any]:
         "now": _made_at(run.id),
         "steps": {},
         "state": {},
+        "secrets": context.vault.placeholders if context.vault else {},
     }
 
 
@@ -221,7 +219,7 @@ def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
 
 
 def _row(run: Run, plan: Plan, context: Context) -> Outcome:
-    scope = {} if plan.constant else scope_of(run, plan)
+    scope = {} if plan.constant else scope_of(run, plan, context)
     for move in plan.row or ():
         value = None
         if move.condition is None or move.condition.holds(scope):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from .. import db
 from ..config import Config
+from ..secrets import Vault
 from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
 from .news import Durable, News, Record, Said
+from .veil import veil_end, veil_record
 
 MOST_PIPELINES = 10_000
 
@@ -32,6 +35,7 @@ class Hands:
         self.config = config
         self.kinds = kinds
         self.counters = Counters()
+        self.worker = ""  # whose lease it is
         self.plans: dict[tuple[str, str], Plan] = {}
         self.running: dict[str, tuple[Run, asyncio.Task[Settled]]] = {}
         self.given_up: list[Call] = []  # calls that didn't stop when they were told
@@ -91,6 +95,9 @@ class Hands:
 
     def _start(self, run: Run, plan: Plan, records: dict[str, Record]) -> None:
         context = Context(self.config, run.tenant, run.id, run.epoch, run.attempt, run.input, {})
+        context.worker = self.worker
+        if plan.pipeline.secrets:
+            context.vault = Vault(self.config, run.tenant, plan.pipeline.secrets)
         if plan.pure:
             self._settle(run_pure(run, plan, context), context)
             return
@@ -120,7 +127,11 @@ class Hands:
 
     def _settle(self, said: Settled, context: Context | None = None) -> None:
         place = {"tenant": said.tenant, "run": said.run, "epoch": said.epoch}
-        lines = context.lines if context is not None else ()
+        lines: list[Any] = []
+        if context is not None:
+            lines = context.masks.value(context.lines)
+            if context.vault:
+                veil_end(said, context.masks)
         self.news.end(said, [{**place, **line} for line in lines])
         if context is not None and said.error is not None:
             log("attempt_failed", "warning", run_id=said.run, attempt=context.attempt, **said.error)
@@ -132,6 +143,8 @@ class Hands:
         if context.lines:
             record["lines"] = context.lines.copy()
             context.lines.clear()
+        if context.vault:
+            veil_record(record, context.masks)
         self.news.record(record, durable)
 
     async def _commit(self, context: Context, record: Record) -> None:
