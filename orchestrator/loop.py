@@ -33,11 +33,13 @@ async def run(
     *,
     interval: float = 1.0,
     health_port: int | None = None,
+    wakes: Callable[[], AsyncIterator[Any]] | None = None,
 ) -> None:
     """A whole process: its pool, its turns, its end."""
     async with Pool(config, role="orc_worker", application=f"orchestrator {name}") as pool:
         log("started")
-        await Loop(lambda: once(pool), interval=interval, health_port=health_port).run()
+        turns = Loop(lambda: once(pool), interval=interval, health_port=health_port, wakes=wakes)
+        await turns.run()
 
 
 class Loop:

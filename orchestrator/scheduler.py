@@ -1,6 +1,7 @@
 """Keeps the house, at its cadences. Any number of schedulers may run: the verbs divide the work.
 
-Every second: runs of silent workers go back, low-water marks move, keys with free slots fill.
+Every second: runs of silent workers go back, events meet the runs that wait for them,
+low-water marks move, keys with free slots fill, children of ended runs end.
 Every minute: partitions ahead of time, none behind its retention; what nobody needs is deleted.
 What is urgent comes first, and one chore that fails doesn't keep the others from being done.
 """
@@ -8,29 +9,45 @@ What is urgent comes first, and one chore that fails doesn't keep the others fro
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
-from . import loop
+from . import db, loop
 from .config import Config
 from .db import Pool
 from .telemetry import log
 
-EVERY_SECOND = ("release_expired_work", "fill_keys", "advance_lanes")
+EVERY_SECOND = (
+    "release_expired_work", "meet_events", "fill_keys", "advance_lanes", "cancel_orphans",
+)  # fmt: skip
 EVERY_MINUTE = ("purge",)
-FULL = {"release_expired_work": 1000, "purge": 10_000}
+FULL = {"release_expired_work": 1000, "meet_events": 1000, "cancel_orphans": 1000, "purge": 10_000}
 """What a verb does at most in one call: then there's more, and the next turn comes at once."""
 
 
 async def main(config: Config, health_port: int | None = None) -> None:
-    await loop.run(config, "scheduler", Housekeeping().once, health_port=health_port)
+    house = Housekeeping()
+    wakes = None if config.database_pooler else partial(house.hints, config.database_url)
+    await loop.run(config, "scheduler", house.once, health_port=health_port, wakes=wakes)
 
 
 class Housekeeping:
     def __init__(self) -> None:
-        self.minute_at = -60.0
+        self.minute_at = self.second_at = -60.0
+        self.hinted = False
+
+    async def hints(self, url: str) -> AsyncIterator[None]:
+        """Events that runs wait for, as they are published."""
+        async for _ in db.listen(url, ["orc_events"]):
+            self.hinted = True
+            yield
 
     async def once(self, pool: Pool) -> int:
         """Whether there's more to do at once."""
+        now, hinted, self.hinted = time.monotonic(), self.hinted, False
+        if hinted and now - self.second_at < 1:
+            return await _all([_chore(pool, "meet_events")])
+        self.second_at = now
         chores: list[Callable[[], Awaitable[bool]]] = [_chore(pool, v) for v in EVERY_SECOND]
         if time.monotonic() - self.minute_at >= 60:
             self.minute_at = time.monotonic()

@@ -32,6 +32,9 @@ set local search_path = pg_catalog;
 -- Live and finished runs, attempts, steps, workers, queues, keys.
 \ir work/tables.sql
 
+-- What runs wait for, and what is published.
+\ir pipelines/tables.sql
+
 -- Ways to say no: one helper for each SQLSTATE of ours.
 \ir base/functions.sql
 
@@ -42,15 +45,18 @@ set local search_path = pg_catalog;
 \ir auth/functions.sql
 \ir auth/secrets.sql
 
--- The life of a run, in its order: enqueue, claim, what its steps do, settle; the workers' leases; what
--- people do to runs and queues; housekeeping.
+-- The life of a run, in its order: enqueue, how it waits, claim, what its steps do, settle; the workers'
+-- leases; what people do to runs and queues, and answer to those that wait; housekeeping.
 \ir work/enqueue.sql
+\ir pipelines/waits.sql
 \ir work/claim.sql
+\ir pipelines/events.sql
 \ir pipelines/functions.sql
 \ir pipelines/query.sql
 \ir work/settle.sql
 \ir work/workers.sql
 \ir work/control.sql
+\ir pipelines/answers.sql
 \ir work/keep.sql
 \ir work/views.sql
 

@@ -20,7 +20,7 @@ class Act(msgspec.Struct, forbid_unknown_fields=True):
 class Tool:
     """Answers what it is given, or what it was told to answer to a name, one after the other."""
 
-    def __init__(self, name: str = "do", **flags: bool) -> None:
+    def __init__(self, name: str = "do", **flags: Any) -> None:
         self.kind = Kind(name, Act, self.run, **flags)
         self.calls: list[str] = []
         self.given: list[Any] = []

@@ -134,7 +134,6 @@ async def test_now_is_the_same_on_every_attempt(
     [
         ("${steps.a.missing}", "expression", "missing"),
         ("${steps.a.n + 'x'}", "expression", "`+` can't take"),
-        ("${secrets.token}", "configuration", "this version can't read secrets"),
     ],
 )
 async def test_what_has_no_value_fails_its_step_with_a_typed_error(

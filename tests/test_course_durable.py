@@ -240,9 +240,9 @@ async def test_a_step_without_an_intent_is_called_again(
         assert Ledger(tmp_path / "ledger").of(run)["s6"] == 1
 
 
-@pytest.mark.parametrize("became", ["succeeded", "failed", "undone"])
+@pytest.mark.parametrize("decision", ["approve", "reject"])
 async def test_an_unknown_step_waits_for_a_word(
-    crew: Crew, conn: db.Connection, tmp_path: Path, became: str
+    crew: Crew, conn: db.Connection, tmp_path: Path, decision: str
 ) -> None:
     runs = await killed_at_each_moment(crew, conn, tmp_path / "ledger", ["s3"], on_unknown="ask")
     crew.worker(queues=of_all(runs))
@@ -250,19 +250,19 @@ async def test_an_unknown_step_waits_for_a_word(
         run = runs["s3", when]
         await until(partial(is_in, conn, run, "waiting"))
         waiting_for = "select waiting_for from orchestrator.due_work where run_id = %s"
-        assert await sole(conn, waiting_for, run) == "a word on what became of step s3"
+        assert await sole(conn, waiting_for, run) == "a decision about an unknown outcome"
         assert (await steps_of(conn, run))["s3"]["state"] == "unknown"
-        word = {"tenant": "t", "run": run, "step": "s3", "became": became}
-        await db.call(conn, "resolve_step", **word, output=Jsonb("theirs"))
+        word = {"tenant": "t", "run": run, "step": "s3", "decision": decision, "by": "ann"}
+        await db.call(conn, "approve_run", **word)
         row = await ends(conn, run)
         calls = Ledger(tmp_path / "ledger").of(run)
-        assert calls.get("s3", 0) == (when == "after") + (became == "undone")
-        if became == "failed":
+        assert calls.get("s3", 0) == (when == "after") + (decision == "approve")
+        if decision == "approve":
+            assert row["output"]["s3"] == "s3"
+        else:
             assert (row["error"]["type"], row["error"]["step"], len(calls)) == (
                 "unknown", "s3", 2 + (when == "after"),
             )  # fmt: skip
-        else:
-            assert row["output"]["s3"] == ("theirs" if became == "succeeded" else "s3")
 
 
 async def test_kills_at_any_time_never_repeat_a_recorded_step(

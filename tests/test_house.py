@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -351,7 +352,8 @@ async def test_every_endpoint_has_its_verb_with_those_arguments(conn: db.Connect
 def test_endpoints_are_unique() -> None:
     routes = [(endpoint.method, endpoint.path) for endpoint in api.ENDPOINTS]
     assert len(routes) == len(set(routes))
-    assert all(issubclass(e.body, wire.Request) for e in api.ENDPOINTS if e.body)
+    bodies = [e.body for e in api.ENDPOINTS if e.body and e.body is not Any]  # Any: whatever JSON
+    assert all(issubclass(body, wire.Request) for body in bodies)
 
 
 # What the README says

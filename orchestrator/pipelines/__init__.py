@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..wire import Call, Endpoint, Reply, encode
+from . import answers
 from .check import Report, check, compile
 from .document import Pipeline
 from .problems import Problem, Problems
@@ -24,4 +25,5 @@ ENDPOINTS = [
     Endpoint("GET", "/schemas/pipeline.json", "pipeline_schema", handler=_schema,
              content_type="application/schema+json",
              group="pipelines", summary="The JSON Schema of the pipeline language"),
+    *answers.ENDPOINTS,
 ]  # fmt: skip

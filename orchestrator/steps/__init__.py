@@ -36,10 +36,11 @@ class Fail(msgspec.Struct):
 
 
 class Park(msgspec.Struct):
-    """Holds no worker until it is woken, or until a time."""
+    """Holds no worker until it is woken, or until a time; or until the wait is met."""
 
     waiting_for: str
     until: str | None = None
+    wait: dict[str, Any] | None = None  # as orc._register_wait takes it
 
 
 Outcome = Done | Retry | Fail | Park
@@ -70,6 +71,7 @@ class Context(msgspec.Struct):
     worker: str = ""  # who holds the run
     record: dict[str, Any] | None = None  # what is recorded when the step has succeeded
     seconds: float | None = None  # how long its attempt may take
+    events: list[dict[str, Any]] = []  # published with the record of the step
     key: str = ""  # sent with what the step asks of others, the same on every attempt
     traceparent: str | None = None
 
@@ -121,6 +123,8 @@ def builtins() -> dict[str, Kind]:
     from . import (
         assertion,
         email_send,
+        event_emit,
+        flow_run,
         http_request,
         llm_complete,
         log_write,
@@ -138,6 +142,8 @@ def builtins() -> dict[str, Kind]:
         log_write,
         python_call,
         shell_run,
+        event_emit,
+        flow_run,
         http_request,
         webhook_send,
         slack_post,

@@ -350,6 +350,8 @@ class Worker:
         while unknown := self.hands.unknown(runs):
             wanted = [{"tenant": tenant, "id": id} for tenant, id in unknown]
             self.hands.learn(unknown, await line.call("pipelines", wanted=wanted))
+        if not self.hands.callback_key and self.hands.signs(runs):
+            self.hands.callback_key = bytes((await line.call_one("callback_key"))["callback_key"])
         rows: list[db.Row] = []
         if again := self.hands.taken_up(runs):
             wanted = [{"tenant": run.tenant, "run": run.id} for run in again]

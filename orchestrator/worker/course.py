@@ -13,24 +13,20 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
 from typing import Any
 from uuid import UUID, uuid5
 
 import msgspec
 
-from ..pipelines import durations
 from ..pipelines.document import (
     Block,
     Each,
     Loop,
     Parallel,
-    Sleep,
     Step,
     Steps,
     Switch,
-    Until,
     Use,
     Wait,
 )
@@ -52,6 +48,7 @@ from .engine import (
 from .frame import Frame
 from .memory import Memory
 from .news import Record
+from .waits import Waits
 from .watch import Group, Watch
 
 MOST_ITEMS = 10_000
@@ -71,14 +68,15 @@ class Course(Memory):
         records: dict[str, Record],
         say: Callable[[Record], None],
         commit: Callable[[Record], Coroutine[Any, Any, None]],
+        callback_key: bytes = b"",
     ) -> None:
         super().__init__(run, records, say)
         self.plan = plan
         self.context = context
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
-        self.waits: dict[str, Park] = {}
         self.watch = Watch()
+        self.waits = Waits(run, records, self.watch, self._record, callback_key)
 
     # Life
 
@@ -89,8 +87,11 @@ class Course(Memory):
             while not (main.done() or self.watch.all_sleep):
                 await asyncio.wait((main, self.watch.quiet), return_when=asyncio.FIRST_COMPLETED)
             if main.done():
-                return main.result()
-            return settled(self.run, self._park(), self.context)
+                said = main.result()
+            else:
+                said = settled(self.run, self.waits.park(), self.context)
+            said.waits = self.waits.listed() if self.waits.any else None
+            return said
         except asyncio.CancelledError as why:
             await self._end(main)
             if why.args == ("canceled",):
@@ -103,11 +104,6 @@ class Course(Memory):
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))
-
-    def _park(self) -> Park:
-        untils = [wait.until for wait in self.waits.values() if wait.until]
-        waiting_for = ", ".join(sorted({wait.waiting_for for wait in self.waits.values()}))
-        return Park(waiting_for[:200], min(untils, default=None))
 
     async def _main(self, limit: float | None) -> Settled:
         said = Settled(self.run.tenant, self.run.id, self.run.epoch, "succeeded")
@@ -159,6 +155,9 @@ class Course(Memory):
 
     async def _list(self, steps: Steps, frame: Frame) -> Any:
         """Its value is that of its last step."""
+        if self.plan.callbacks and "run" in frame.scope:
+            paths = self.waits.callbacks(self.plan.callbacks, frame.place)
+            frame.scope["run"] = {**frame.scope["run"], "callbacks": paths}
         if in_a_row(steps):
             for step in steps:
                 await self._step(step, frame)
@@ -193,7 +192,8 @@ class Course(Memory):
             if step.condition is not None and not step.condition.holds(frame.scope):
                 state["status"] = "skipped"
             else:
-                value = await self._within(step.timeout.total, self._times(step, frame))
+                total = None if isinstance(step.body, Wait) else step.timeout.total
+                value = await self._within(total, self._times(step, frame))
                 state["status"] = "succeeded"
         except Exception as error:
             broken = self._named(frame.place + step.id, failure(self.run, error))
@@ -289,7 +289,8 @@ class Course(Memory):
             attempt += 1
             frame.scope["state"].setdefault(step.id, {})["attempt"] = attempt
             try:
-                return await self._within(step.timeout.attempt, self._body(step, frame, place))
+                limit = None if isinstance(step.body, Wait) else step.timeout.attempt
+                return await self._within(limit, self._body(step, frame, place))
             except Exception as error:
                 broken = self._named(place, failure(self.run, error))
             is_last = attempt >= retry.attempts or not self._worth_it(step, frame, broken)
@@ -326,7 +327,7 @@ class Course(Memory):
                         value = await self._list(case.steps, frame.inside(place))
                         break
             case Wait():
-                value = await self._wait(step.body, frame, place)
+                value = await self.waits.wait(step.body, frame.scope, place)
         return self._shaped(step, frame, value)
 
     async def _race(self, branches: dict[str, Steps], frame: Frame, place: str) -> Any:
@@ -376,79 +377,38 @@ class Course(Memory):
         self.tries[place] = attempt = self.tries[place] + 1
         arguments = await veil.arguments(tool, frame.scope, self.context)
         if record is not None and attempt == 1 and record["state"] in ("started", "unknown"):
-            await self._weigh_unknown(step, tool, place, record)
+            await self._weigh_unknown(step, tool, place)
         context = msgspec.structs.replace(
             self.context,
             key=str(uuid5(UUID(self.run.id), place)),
             record=self._said(place, "succeeded", attempt),
             seconds=step.timeout.attempt,
+            events=[],
         )
         if self._has_intent(step):
             shown = kept(veil.shown(tool, arguments, frame.scope, self.context), "arguments")
             await self.commit(self._said(place, "started", attempt, arguments=shown))
         began = time.monotonic()
         outcome = await veil.called(tool.kind, arguments, context)
+        if isinstance(outcome, Park):
+            outcome = Done(await self.waits.parked(place, outcome, step.timeout))
         if not isinstance(outcome, Done):
-            if isinstance(outcome, Park):
-                return await self._asleep(place, outcome)
             raise Broken(outcome)
         if tool.kind.records_itself:
             self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
         value = self._shaped(step, frame, outcome.value)
         if tool.kind.recorded and not tool.kind.records_itself:
-            self._record(
-                place, "succeeded", attempt, output=value, seconds=time.monotonic() - began
-            )
+            more = {"events": context.events} if context.events else {}
+            seconds = time.monotonic() - began
+            self._record(place, "succeeded", attempt, output=value, seconds=seconds, **more)
         return value
 
-    async def _weigh_unknown(self, step: Step, tool: Tool, place: str, record: Record) -> None:
+    async def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:
         """A crash came between its call and its record: nobody knows what it did."""
         if tool.kind.records_itself:
             return
         what = step.on_unknown or ("retry" if tool.kind.keyed else "fail")
-        if what == "ask" and (record["error"] or {}).get("decided") is None:
-            self._record(place, "unknown", 1)
-            await self._asleep(place, Park(f"a word on what became of step {place}"))
-        if what != "retry":
+        if what == "ask":
+            await self.waits.ask(place)
+        elif what == "fail":
             raise Unknown(Fail("unknown", "a crash came between its call and its answer"))
-
-    # Waits
-
-    async def _wait(self, wait: Wait, frame: Frame, place: str) -> Any:
-        record = self.records.get(place)
-        if record is not None and record["state"] == "succeeded":
-            return record["output"]
-        if not isinstance(wait.what, Sleep | Until):
-            kind = type(wait.what).__name__.lower()
-            raise Broken(Fail("configuration", f"this version can't wait for an {kind}"))
-        until = record["output"]["until"] if record else self._until(wait.what, frame)
-        if datetime.fromisoformat(until) > max(_instant(self.run.due_at), datetime.now(UTC)):
-            self._record(place, "waiting", 1, output={"until": until})
-            await self._asleep(place, Park(f"the time {until}", until))
-        self._record(place, "succeeded", 1, output={"until": until})
-        return {"until": until}
-
-    def _until(self, what: Sleep | Until, frame: Frame) -> str:
-        if isinstance(what, Until):
-            return _instant(what.instant.render(frame.scope)).isoformat()
-        delay = what.delay
-        seconds = (
-            delay if isinstance(delay, float) else durations.seconds(delay.render(frame.scope))
-        )
-        return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-
-    async def _asleep(self, place: str, park: Park) -> None:
-        """For ever: when all sleep, the run parks."""
-        self.waits[place] = park
-        try:
-            await self.watch.for_ever()
-        finally:
-            del self.waits[place]
-
-
-def _instant(text: Any) -> datetime:
-    try:
-        instant = datetime.fromisoformat(text)
-        return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-    except (TypeError, ValueError):
-        raise Broken(Fail("validation", f"no instant: {str(text)[:100]}")) from None

@@ -11,7 +11,7 @@ import msgspec
 
 from .. import pipelines
 from ..expr import Condition, ExpressionError, Template
-from ..pipelines.document import Pipeline, Step, Use
+from ..pipelines.document import Callback, Pipeline, Step, Use, Wait
 from ..pipelines.order import every_step
 from ..steps import Context, Done, Fail, Kind, Outcome, Park, Retry, words
 from ..telemetry import log
@@ -48,6 +48,9 @@ class Settled(msgspec.Struct, omit_defaults=True):
     delay: float | None = None
     waiting_for: str | None = None
     until: str | None = None
+    waits: list[dict[str, Any]] | None = (
+        None  # where a parked run stands; [] when it stood somewhere
+    )
 
 
 class Broken(Exception):
@@ -103,6 +106,7 @@ class Plan(msgspec.Struct):
     row: list[Move] | None = None  # pure steps, one after the other
     constant: bool = False  # and none looks at a value
     broken: Fail | None = None
+    callbacks: dict[str, str] = {}  # steps that wait for one, and their paths
 
     @property
     def pure(self) -> bool:
@@ -119,8 +123,23 @@ def compile(document: Any, kinds: Mapping[str, Kind], find: Find = lambda uses: 
                     plan.tools[step.path] = _tool(step, step.body, kinds, find)
     except (pipelines.Problems, msgspec.ValidationError, LookupError) as error:
         return Plan(broken=Fail("validation", str(error)))
+    plan.callbacks = _callbacks(plan.pipeline)
     _flatten(plan)
     return plan
+
+
+def _callbacks(pipeline: Pipeline) -> dict[str, str]:
+    """Steps that wait for a callback, with their paths; `[]` follows a step that goes round."""
+    found: dict[str, str] = {}
+    marks: dict[str, str] = {}
+    for steps in (pipeline.steps, pipeline.on_error, pipeline.finally_):
+        for step in every_step(steps):
+            above, _, id = step.path.rpartition("/")
+            loops = step.each is not None or step.loop is not None
+            marks[step.path] = (marks[above] + "/" if above else "") + id + "[]" * loops
+            if isinstance(step.body, Wait) and isinstance(step.body.what, Callback):
+                found[step.id] = marks[step.path]
+    return found
 
 
 def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:

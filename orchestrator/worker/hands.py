@@ -41,6 +41,7 @@ class Hands:
         self.given_up: list[Call] = []  # calls that didn't stop when they were told
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
         self.news = News(self.changed)
+        self.callback_key = b""  # asked for when a pipeline needs it
         self.closing = False  # nothing new begins
         self.releasing = False  # and nothing goes on
 
@@ -73,6 +74,9 @@ class Hands:
             run for run in runs if run.epoch > 1 and not self.plans[run.tenant, run.pipeline].pure
         ]
 
+    def signs(self, runs: list[Run]) -> bool:
+        return any(self.plans[run.tenant, run.pipeline].callbacks for run in runs)
+
     # Runs
 
     def begin(self, runs: list[Run], rows: list[db.Row]) -> None:
@@ -104,7 +108,8 @@ class Hands:
         if run.id in self.running:  # under a lease that is stale, then
             self._lose(run.id)
         say, commit = partial(self._record, context), partial(self._commit, context)
-        task = asyncio.create_task(Course(run, plan, context, records, say, commit).follow())
+        course = Course(run, plan, context, records, say, commit, self.callback_key)
+        task = asyncio.create_task(course.follow())
         self.running[run.id] = (run, task)
         task.add_done_callback(partial(self._ended, run, context))
 

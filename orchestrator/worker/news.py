@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -78,10 +79,14 @@ class News:
         self.next.records.append(record)
         if durable is not None:
             self.next.commits.append((record["run"], durable))
+        if durable is not None or "wait" in record:
             self.changed.set()
 
     def take(self) -> Said:
         said, self.next = self.next, Said()
+        for record in said.records:
+            if "reached" in record.get("wait", ()):  # events since then count
+                record["wait"]["age"] = time.monotonic() - record["wait"].pop("reached")
         self.under_way.update(record["run"] for record in said.records)
         return said
 

@@ -19,6 +19,30 @@ language sql immutable as $$
 $$;
 comment on function orc._level(text) is 'A level that a line may have.';
 
+-- What comes with records that were new: waits that steps have reached, or what met them; events.
+create function orc._take_along(said jsonb) returns void
+language plpgsql as $$
+declare
+  s record;
+begin
+  for s in select o.* from jsonb_to_recordset(said) as o(tenant text, run uuid, step text, state text, wait jsonb)
+           where o.wait is not null order by o.tenant, o.run, o.step
+  loop
+    if s.state in ('waiting', 'unknown') then
+      perform orc._register_wait(s.tenant, s.run, s.step, s.wait);
+    else
+      perform orc._met_by(s.tenant, s.run, s.step, (s.wait ->> 'event')::uuid);
+    end if;
+  end loop;
+  if said @? '$[*].events[*]' then
+    perform orc._emit_recorded((
+      select jsonb_agg(e || jsonb_build_object('tenant', o ->> 'tenant'))
+      from jsonb_array_elements(said) as o cross join lateral jsonb_array_elements(
+        case jsonb_typeof(o -> 'events') when 'array' then o -> 'events' else '[]' end) as e));
+  end if;
+end $$;
+comment on function orc._take_along(jsonb) is 'Registers waits and publishes events of recorded steps.';
+
 -- Steps of any number of runs of one worker, in one statement. A step that has succeeded, or was skipped,
 -- stays as it is; one that had started, failed or waited is what is said of it last. Lines that were
 -- written before it come with it: said again, neither changes anything.
@@ -29,12 +53,13 @@ language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_stale uuid[];
+  v_more jsonb;
 begin
   with words as materialized (
     select * from rows from (jsonb_to_recordset(steps) as (
       tenant text, run uuid, epoch integer, step text, attempt integer, state text, seconds double precision, arguments jsonb,
-      output jsonb, error jsonb, lines jsonb)) with ordinality
-      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, nth)),
+      output jsonb, error jsonb, lines jsonb, wait jsonb, events jsonb)) with ordinality
+      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events, nth)),
   said as materialized (
     select distinct on (s.tenant, s.run, s.epoch, s.step) s.* from words s
     order by s.tenant, s.run, s.epoch, s.step, s.nth desc),
@@ -68,8 +93,15 @@ begin
     cross join lateral rows from (jsonb_to_recordset(s.lines) as (level text, message text, facts jsonb)) with ordinality
       as l(level, message, facts, place)
     order by s.nth, l.place)
-  select array_agg(distinct s.run) into v_stale from said s
-  where not exists (select from held h where h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch);
+  select (select array_agg(distinct s.run) from said s
+          where not exists (select from held h where h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch)),
+         (select jsonb_agg(to_jsonb(s) - '{arguments,output,lines}'::text[])
+          from said s join recorded r on r.tenant_id = s.tenant and r.run_id = s.run and r.step_id = s.step
+          where s.wait is not null or s.events is not null)
+  into v_stale, v_more;
+  if v_more is not null then
+    perform orc._take_along(v_more);
+  end if;
   return v_stale;
 end $$;
 comment on function orc._record_steps(uuid, jsonb) is 'Records steps; answers the runs whose lease was stale.';
@@ -81,16 +113,26 @@ begin
   return query select unnest(orc._record_steps(worker, steps));
 end $$;
 comment on function orc.record_steps(uuid, jsonb) is
-  'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines}. Answers the runs whose lease was stale.';
+  'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events}. Answers the runs whose lease was stale.';
 grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
 
+-- And its waits, with the events that they haven't looked at.
 create function orc.recorded_steps(wanted jsonb)
-returns table (tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb)
+returns table (
+  tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
-  select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error
-  from jsonb_to_recordset(wanted) as w(tenant text, run uuid)
-  join orchestrator.step s on s.tenant_id = w.tenant and s.run_id = w.run
+  select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
+         case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end
+  from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
+  join orchestrator.step s on s.tenant_id = a.tenant and s.run_id = a.run
+  left join orchestrator.wait w on w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.step_id = s.step_id
+  union all
+  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w)
+  from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
+  join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run
+  where not exists (select from orchestrator.step s
+                    where s.tenant_id = w.tenant_id and s.run_id = w.run_id and s.step_id = w.step_id)
 $$;
 comment on function orc.recorded_steps(jsonb) is 'What was recorded of runs, by [{tenant, run}]: a worker that goes on with them asks once.';
 grant execute on function orc.recorded_steps(jsonb) to orc_worker;
@@ -128,5 +170,27 @@ language sql stable as $$
   union all
   select 'a_step_is_not_ahead_of_its_run', format('%s %s', s.run_id, s.step_id), format('epoch %s of %s', s.epoch, r.epoch)
   from orchestrator.step s join orchestrator.run r on r.tenant_id = s.tenant_id and r.id = s.run_id and r.epoch < s.epoch
+  union all
+  select 'a_run_that_ended_waits_for_nothing', format('%s %s', w.run_id, w.step_id), format('it waits for %s', w.kind)
+  from orchestrator.wait w
+  where w.state = 'waiting' and not exists (select from orchestrator.due_work d where d.tenant_id = w.tenant_id and d.run_id = w.run_id)
+  union all
+  select 'an_answer_wakes_its_run', format('%s %s', w.run_id, w.step_id), format('it was met at %s, and its run is parked since %s', w.answered_at, a.finished_at)
+  from orchestrator.due_work d
+  join orchestrator.wait w on w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.state = 'met' and not w.is_called
+  join orchestrator.attempt a on a.tenant_id = d.tenant_id and a.run_id = d.run_id and a.epoch = d.epoch and a.outcome = 'parked'
+  where d.state = 'waiting' and w.answered_at > a.finished_at and w.kind <> 'event'
+  union all
+  select 'a_parked_run_stands_at_a_wait_or_has_a_time', d.run_id::text, 'its waits are over, and it is parked'
+  from orchestrator.due_work d
+  where d.state = 'waiting' and d.due_at = 'infinity'
+    and exists (select from orchestrator.wait w where w.tenant_id = d.tenant_id and w.run_id = d.run_id)
+    and not exists (select from orchestrator.wait w
+                    where w.tenant_id = d.tenant_id and w.run_id = d.run_id and (w.state = 'waiting' or w.is_called))
+  union all
+  select 'a_deadline_is_kept', format('%s %s', w.run_id, w.step_id), format('it expires at %s, and its run goes on at %s', w.deadline, d.due_at)
+  from orchestrator.due_work d join orchestrator.wait w
+    on w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.state = 'waiting' and w.deadline < d.due_at
+  where d.state = 'waiting'
 $$;
-comment on function orc._check_pipelines() is 'Steps that nobody can have recorded.';
+comment on function orc._check_pipelines() is 'Steps that nobody can have recorded, and waits that nobody could meet.';

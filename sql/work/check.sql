@@ -73,6 +73,33 @@ begin
 end $$;
 comment on function orc._why_queue(orchestrator.due_work) is 'Causes that lie in the queue of a run.';
 
+-- What a parked run waits for: its waits, or only its time.
+create function orc._why_waits(d orchestrator.due_work) returns table (cause text, evidence jsonb, clears text)
+language plpgsql stable as $$
+begin
+  return query
+    select format('waiting for %s', case w.kind when 'event' then 'an event' when 'callback' then 'a callback'
+             when 'approval' then 'an approval' when 'child' then 'another run' else 'a decision' end),
+           jsonb_strip_nulls(jsonb_build_object(
+             'step', w.step_id, 'since', w.registered_at, 'deadline', w.deadline, 'topic', w.topic, 'run', w.child_run,
+             'from', w.who, 'needed', w.needed, 'given', case when w.kind = 'approval' then coalesce(jsonb_array_length(w.answer), 0) end)),
+           case w.kind
+             when 'event' then format('when an event with topic %L fits', w.topic)
+             when 'callback' then 'when its token is answered: POST /callbacks/{token}'
+             when 'approval' then 'when they approve, or one rejects: orc.approve_run'
+             when 'child' then 'when that run ends: orc.why says what it waits for'
+             else 'when somebody says whether to call again (approve) or to fail (reject): orc.approve_run' end
+           || case when w.deadline is null then '' else ', or at its deadline' end
+    from orchestrator.wait w
+    where w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.state = 'waiting'
+    order by w.deadline, w.step_id;
+  if not found then
+    return query select 'waiting for ' || d.waiting_for, jsonb_build_object('until', nullif(d.due_at, 'infinity')),
+      'when it is woken, or at that time';
+  end if;
+end $$;
+comment on function orc._why_waits(orchestrator.due_work) is 'Causes that lie in what a run waits for.';
+
 -- Every cause, the first that must clear first.
 create function orc.why(run uuid, tenant text default null)
 returns table (cause text, evidence jsonb, clears text)
@@ -105,7 +132,8 @@ begin
     return;
   end if;
   if d.state = 'waiting' then
-    return query select 'waiting for ' || d.waiting_for, jsonb_build_object('until', nullif(d.due_at, 'infinity')), 'when it is woken, or at that time';
+    return query select * from orc._why_waits(d);
+    return;
   end if;
   if d.state = 'scheduled' and d.due_at > v_now then
     return query select case when d.attempt > 0 then 'retry delay' else 'not due' end,

@@ -11,7 +11,7 @@
 -- Each claim holds a shared advisory lock; who pauses or limits a queue takes it exclusively for a
 -- moment, so that no claim that saw the queue as it was before is still under way afterwards.
 --
--- Lock order: the advisory lock; due_work rows; then keys in their order, once in a transaction; then
+-- Lock order: the advisory lock; due_work rows; their waits; then keys in their order, once in a transaction; then
 -- queues and rows, skipping what is locked. Whoever holds a key never waits for a row.
 
 -- A worker that may write, or OR410: it ended, or its lease ran out. It must register anew.
@@ -67,15 +67,17 @@ end $$;
 comment on function orc._fill_keys(text[], text[]) is 'Makes blocked rows ready where their keys have free slots.';
 
 -- Scheduled rows whose time has come: ready, or blocked until their key gives them a slot.
--- A waiting row whose time has come goes on, too: what it waited for didn't happen.
+-- A waiting row whose time has come goes on, too: what it waited for didn't happen, and the wait expires.
 -- Answers the keys that _fill_keys has to look at.
 create function orc._promote_due(most integer, out tenants text[], out keys text[])
 language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_listed bigint;
+  v_tenants text[];
+  v_runs uuid[];
 begin
   with due as materialized (
-    select tenant_id, run_id from orchestrator.due_work
+    select tenant_id, run_id, state from orchestrator.due_work
     where state in ('scheduled', 'waiting') and due_at <= orchestrator.now()
     order by due_at limit most for update skip locked),
   moved as (
@@ -83,12 +85,16 @@ begin
     set state = case when d.concurrency_key is null then 'ready' else 'blocked' end, waiting_for = null,
         due_at = orc._not_below(d.tenant_id, d.queue, d.priority, d.due_at)
     from due where d.tenant_id = due.tenant_id and d.run_id = due.run_id
-    returning d.tenant_id, d.queue, d.priority, d.concurrency_key),
+    returning d.tenant_id, d.run_id, d.queue, d.priority, d.concurrency_key, due.state = 'waiting' as waited),
   listed as (
     select orc._list_lane(l.tenant_id, l.queue, l.priority) from (select distinct tenant_id, queue, priority from moved) as l)
   select array_agg(tenant_id) filter (where concurrency_key is not null),
-         array_agg(concurrency_key) filter (where concurrency_key is not null), (select count(*) from listed)
-  into tenants, keys, v_listed from moved;
+         array_agg(concurrency_key) filter (where concurrency_key is not null), (select count(*) from listed),
+         array_agg(tenant_id) filter (where waited), array_agg(run_id) filter (where waited)
+  into tenants, keys, v_listed, v_tenants, v_runs from moved;
+  if v_runs is not null then
+    perform orc._expire_waits(v_tenants, v_runs);
+  end if;
 end $$;
 comment on function orc._promote_due(integer) is 'Makes rows ready (or blocked) whose time has come.';
 

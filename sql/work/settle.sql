@@ -5,23 +5,24 @@
 --   succeeded  output
 --   failed     error, retry (false: trying again can't help), delay (seconds, instead of the backoff)
 --   released   given back unharmed: its attempt isn't counted
---   parked     waiting_for, until (a time; it goes on then at the latest)
+--   parked     waiting_for, until (a time; it goes on then at the latest), waits (pipelines/waits.sql)
 --   canceled   the attempt obeyed a cancel
 -- An attempt that was told to cancel ends as canceled whatever it says.
 --
--- A final outcome moves the row: delete from due_work, insert into run, one statement, set-based.
+-- A final outcome moves the row: delete from due_work, insert into run, one statement, set-based. Then
+-- its waits end. A run that was claimed once and succeeded has none, unless it says `waits`.
 
 -- `rows 1`, and not inlined: so a plan that was made while due_work was small looks rows up one by one,
 -- and doesn't read the whole index when there are a million (tests/test_plans.py).
 create function orc._outcomes(outcomes jsonb)
 returns table (
   tenant text, run uuid, epoch integer, outcome text, output jsonb, error jsonb, retry boolean,
-  delay double precision, waiting_for text, until timestamptz)
+  delay double precision, waiting_for text, until timestamptz, waits jsonb)
 language plpgsql stable rows 1 as $$
 begin
   return query select * from jsonb_to_recordset(outcomes) as o(
     tenant text, run uuid, epoch integer, outcome text, output jsonb, error jsonb, retry boolean,
-    delay double precision, waiting_for text, until timestamptz);
+    delay double precision, waiting_for text, until timestamptz, waits jsonb);
 end $$;
 comment on function orc._outcomes(jsonb) is 'Outcomes as rows.';
 
@@ -40,13 +41,17 @@ create function orc._finish(worker uuid, outcomes jsonb, out finished integer, o
 language plpgsql as $$
 declare
   v_now constant timestamptz := orchestrator.now();
+  v_tenants text[];
+  v_runs uuid[];
+  v_parents uuid[];
 begin
   with gone as (
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
     where d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch and d.worker_id = _finish.worker
       and (o.outcome in ('succeeded', 'canceled') or d.cancel_requested_at is not null
            or o.outcome = 'failed' and (d.attempt >= d.max_attempts or o.retry is false))
-    returning d.*, o.outcome, o.output as its_output, o.error as its_error),
+    returning d.*, o.outcome, o.output as its_output, o.error as its_error,
+      d.epoch > 1 or d.parent_id is not null or o.outcome <> 'succeeded' or o.waits is not null as may_wait),
   ended as (
     insert into orchestrator.run (
       tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
@@ -59,8 +64,13 @@ begin
                 else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds
     from gone)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
-         array_agg(concurrency_key) filter (where concurrency_key is not null)
-  into finished, tenants, keys from gone;
+         array_agg(concurrency_key) filter (where concurrency_key is not null),
+         array_agg(tenant_id) filter (where may_wait), array_agg(run_id) filter (where may_wait),
+         array_agg(parent_id) filter (where may_wait)
+  into finished, tenants, keys, v_tenants, v_runs, v_parents from gone;
+  if v_runs is not null then
+    perform orc._end_waits(v_tenants, v_runs, v_parents);
+  end if;
 end $$;
 comment on function orc._finish(uuid, jsonb) is 'Moves runs that ended into history.';
 
@@ -70,6 +80,7 @@ language plpgsql as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_listed text[];
+  v_parked uuid[];
 begin
   with before as materialized (
     select d.tenant_id, d.run_id, d.epoch, d.attempt, d.started_at, d.worker_id, o.outcome, o.error, o.delay,
@@ -91,7 +102,7 @@ begin
         waiting_for = case b.outcome when 'parked' then coalesce(b.waiting_for, 'someone') end,
         error = coalesce(b.error, d.error)
     from before b where d.tenant_id = b.tenant_id and d.run_id = b.run_id
-    returning d.tenant_id, d.concurrency_key, d.state, d.queue, d.priority),
+    returning d.tenant_id, d.run_id, d.concurrency_key, d.state, d.queue, d.priority),
   tried as (
     insert into orchestrator.attempt (tenant_id, run_id, epoch, attempt, outcome, worker_id, started_at, finished_at, error)
     select tenant_id, run_id, epoch, attempt, case outcome when 'failed' then 'retried' else outcome end, worker_id,
@@ -100,8 +111,12 @@ begin
     on conflict do nothing)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null and state <> 'ready'),
          array_agg(concurrency_key) filter (where concurrency_key is not null and state <> 'ready'),
-         array_agg(orc._list_lane(tenant_id, queue, priority)::text) filter (where state = 'ready')
-  into put_back, tenants, keys, v_listed from back;
+         array_agg(orc._list_lane(tenant_id, queue, priority)::text) filter (where state = 'ready'),
+         array_agg(run_id) filter (where state = 'waiting')
+  into put_back, tenants, keys, v_listed, v_parked from back;
+  if v_parked is not null and outcomes @? '$[*].waits[*]' then
+    perform orc._stand_at_waits(outcomes, v_parked);
+  end if;
 end $$;
 comment on function orc._put_back(uuid, jsonb) is 'Puts runs back that go on later.';
 
@@ -252,17 +267,8 @@ comment on function orc.park_run(uuid, text, uuid, integer, text, timestamptz) i
 grant execute on function orc.park_run to orc_worker;
 
 create function orc.wake_run(tenant text, run uuid) returns boolean
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_queue text;
-begin
-  update orchestrator.due_work d set state = 'scheduled', due_at = orchestrator.now(), waiting_for = null
-  where d.tenant_id = tenant and d.run_id = run and d.state = 'waiting'
-  returning d.queue into v_queue;
-  if v_queue is not null then
-    perform orc._hint(v_queue);
-  end if;
-  return v_queue is not null;
-end $$;
-comment on function orc.wake_run(text, uuid) is 'Lets a waiting run go on; false when it doesn''t wait.';
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+  select orc._wake(tenant, run)
+$$;
+comment on function orc.wake_run(text, uuid) is 'Lets a waiting run go on; false when it doesn''t wait. A run that stands at waits looks at them, and parks again.';
 grant execute on function orc.wake_run(text, uuid) to orc_api, orc_worker;

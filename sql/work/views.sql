@@ -20,7 +20,11 @@ create view orc.running as
 select r.*, orchestrator.now() - r.started_at as running_for from orc.runs r where r.state = 'running';
 comment on view orc.running is 'Runs that a worker holds.';
 create view orc.waiting as
-select d.run_id as id, d.tenant_id, d.queue, d.state, d.waiting_for, d.concurrency_key, nullif(d.due_at, 'infinity') as due_at
+select d.run_id as id, d.tenant_id, d.queue, d.state, d.waiting_for, d.concurrency_key, nullif(d.due_at, 'infinity') as due_at,
+       case when d.state = 'waiting' then (
+         select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('step', w.step_id, 'kind', w.kind, 'topic', w.topic, 'from', w.who,
+                                                               'run', w.child_run, 'deadline', w.deadline)) order by w.step_id)
+         from orchestrator.wait w where w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.state = 'waiting') end as waits
 from orchestrator.due_work d where d.state in ('waiting', 'blocked', 'scheduled');
 comment on view orc.waiting is 'Runs that wait: for their time, a key, or something else.';
 create view orc.dead_letters as

@@ -98,6 +98,8 @@ begin
   from unnest(v_lost) l
   where d.tenant_id = l.tenant_id and d.run_id = l.run_id and l.attempt < l.max_attempts and l.cancel_requested_at is null;
   perform orc._end_lost(v_lost);
+  perform orc._end_waits(array_agg(tenant_id), array_agg(run_id), array_agg(parent_id)) from unnest(v_lost)
+  where attempt >= max_attempts or cancel_requested_at is not null having count(*) > 0;
   perform orc._fill_keys(array_agg(tenant_id), array_agg(concurrency_key)) from unnest(v_lost) where concurrency_key is not null;
   return cardinality(v_lost);
 end $$;
