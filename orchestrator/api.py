@@ -195,12 +195,12 @@ CLOSE = {"Connection": "close"}
 async def _read(request: Request, limit: int) -> bytes:
     said = request.headers.get("content-length", "0")
     if said.isdigit() and int(said) > limit:
-        raise TooLarge(f"The body is larger than {limit} bytes", headers=CLOSE)
+        raise TooLarge(f"The body is larger than {limit} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise TooLarge(f"The body is larger than {limit} bytes", headers=CLOSE)
+            raise TooLarge(f"The body is larger than {limit} bytes")
     return bytes(body)
 
 
