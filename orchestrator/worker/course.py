@@ -290,7 +290,7 @@ class Course:
             except Exception as error:
                 broken = self._named(step, frame, failure(self.run, error))
             if attempt >= retry.attempts or not self._worth_it(step, frame, broken):
-                if isinstance(step.body, Use):
+                if isinstance(step.body, Use) and broken.error["type"] != "unknown":
                     self._record(place, "failed", attempt, error=broken.error)
                 raise broken
             wish = broken.outcome.delay if isinstance(broken.outcome, Retry) else None
@@ -356,7 +356,7 @@ class Course:
         if record is not None and record["state"] == "succeeded":
             return record["output"]
         arguments = tool.arguments(frame.scope)
-        if record is not None and record["state"] == "started" and attempt == 1:
+        if record is not None and record["state"] in ("started", "unknown") and attempt == 1:
             self._weigh_unknown(step, tool, place)
         context = msgspec.structs.replace(self.context, key=str(uuid5(UUID(self.run.id), place)))
         if tool.kind.outside or step.on_unknown is not None:

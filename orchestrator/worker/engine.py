@@ -204,16 +204,17 @@ def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
 def _row(run: Run, plan: Plan, context: Context) -> Outcome:
     scope = {} if plan.constant else scope_of(run, plan)
     for move in plan.row or ():
-        value = None
+        value, status = None, "skipped"
         if move.condition is None or move.condition.holds(scope):
             outcome = move.tool.kind.run(move.tool.arguments(scope), context)
             if not isinstance(outcome, Done):
                 assert isinstance(outcome, Retry | Fail | Park)
                 return outcome
-            value = outcome.value
+            value, status = outcome.value, "succeeded"
             if move.save_as is not None:
                 context.steps[move.save_as] = value
         if scope:
+            scope["state"][move.id] = {"status": status, "attempt": 1, "error": None}
             scope["steps"][move.id] = value
             if move.save_as is not None:
                 scope["steps"][move.save_as] = value
