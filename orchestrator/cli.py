@@ -268,6 +268,35 @@ def bench(
 
 
 @app.command()
+def guide(
+    topic: Annotated[str, typer.Argument(help="A page; without one, what there is.")] = "",
+) -> None:
+    """Print a page of the guide, or list them."""
+    from . import guide as pages
+
+    if not topic:
+        table = Table("topic", "", box=None, pad_edge=False)
+        for name, promise in pages.topics().items():
+            table.add_row(f"[bold]{name}[/]", escape(promise))
+        Console().print(table)
+        return
+    try:
+        text = pages.page(topic)
+    except LookupError as error:
+        raise typer.BadParameter(str(error), param_hint="topic") from None
+    if not _in_terminal():
+        print(text, end="")  # as it stands, for a file or a program
+        return
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+
+
+def _in_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+@app.command()
 def version() -> None:
     """Say which version this is."""
     print(f"orchestrator {__version__}")
