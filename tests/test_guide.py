@@ -188,7 +188,7 @@ class Reader:
         return await ends(self.conn, self.run)
 
     def _process(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "orchestrator.cli", "worker", "--lease", "1"]
+        command = [sys.executable, "-m", "orchestrator.cli", "worker", "--lease", "2"]
         process = subprocess.Popen(command, env=self._environment(), stderr=subprocess.DEVNULL)
         self.crew.processes.append(process)
         return process
