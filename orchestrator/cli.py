@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -39,6 +40,10 @@ database = typer.Typer(help="The database and its schema.", no_args_is_help=True
 app.add_typer(database, name="db")
 language = typer.Typer(help="Pipelines as files.", no_args_is_help=True)
 app.add_typer(language, name="pipeline")
+secret = typer.Typer(help="Secrets of tenants, encrypted in the database.", no_args_is_help=True)
+app.add_typer(secret, name="secret")
+
+Tenant = Annotated[str, typer.Option(help="Whose it is.")]
 
 HealthPort = Annotated[
     int | None, typer.Option(help="Answer GET /health/live and /health/ready on this port.")
@@ -110,6 +115,7 @@ def _process(name: str, **options: Any) -> None:
             watch.result()
         watch.cancel()
 
+    gc.freeze()  # what was imported is here to stay: collections needn't look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 
@@ -268,32 +274,14 @@ def bench(
 
 
 @app.command()
-def guide(
-    topic: Annotated[str, typer.Argument(help="A page; without one, what there is.")] = "",
-) -> None:
+def guide(topic: Annotated[str, typer.Argument(help="None: what there is.")] = "") -> None:
     """Print a page of the guide, or list them."""
     from . import guide as pages
 
-    if not topic:
-        table = Table("topic", "", box=None, pad_edge=False)
-        for name, promise in pages.topics().items():
-            table.add_row(f"[bold]{name}[/]", escape(promise))
-        Console().print(table)
-        return
     try:
-        text = pages.page(topic)
+        pages.show(topic)
     except LookupError as error:
         raise typer.BadParameter(str(error), param_hint="topic") from None
-    if not _in_terminal():
-        print(text, end="")  # as it stands, for a file or a program
-        return
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(text))
-
-
-def _in_terminal() -> bool:
-    return sys.stdout.isatty()
 
 
 @app.command()
@@ -322,6 +310,39 @@ def lint(
         print("\n".join(map(str, found)) or "nothing is wrong")
     if any(problem.severity == "error" for problem in found):
         raise typer.Exit(1)
+
+
+@secret.command("set")
+def secret_set(name: str, tenant: Tenant = "default") -> None:
+    """Set a secret. Its value comes from standard input, or is asked for."""
+    from . import secrets
+
+    if sys.stdin.isatty():
+        value = typer.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True)
+    else:
+        value = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    try:
+        row = secrets.sealed(config.load(), tenant, name, value)
+    except secrets.Missing as error:
+        raise Misconfigured(f"secret {name} {error}") from None
+    (put,) = _run(_call("put_secret", **row))
+    print("set" if put["created"] else "replaced")
+
+
+@secret.command("list")
+def secret_list(tenant: Tenant = "default") -> None:
+    """List the secrets of a tenant: their names, not what they are."""
+    for row in _run(_call("list_secrets", tenant=tenant)):
+        print(
+            f"{row['name']}  key {row['key_id']}, {row['created_at']:%Y-%m-%d %H:%M} by {row['by']}"
+        )
+
+
+@secret.command("delete")
+def secret_delete(name: str, tenant: Tenant = "default") -> None:
+    """Delete a secret."""
+    _run(_call("delete_secret", tenant=tenant, name=name))
+    print("deleted")
 
 
 @database.command("up")

@@ -6,6 +6,7 @@ and an unknown one of those is an error, because a typo in a setting must not be
 
 from __future__ import annotations
 
+import base64
 import difflib
 import ipaddress
 import os
@@ -59,6 +60,33 @@ def _count(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError("must be 1 or more")
     return number
+
+
+class Hidden(dict[str, Any]):
+    """A mapping that doesn't show what it holds, and never changes."""
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(self)}>"
+
+    __str__ = __repr__
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
+def _keys(text: str) -> Hidden:
+    """`id:base64,id:base64`, each of 32 bytes; the first one encrypts."""
+    keys = Hidden()
+    for word in _names(text):
+        id, _, encoded = word.partition(":")
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            key = b""
+        if not id or id in keys or len(key) != 32:
+            raise ValueError("must be id:base64 of 32 bytes, more of them after commas")
+        keys[id] = key
+    return keys
 
 
 def _port(text: str) -> int:
@@ -130,10 +158,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     allow_targets: tuple[str, ...] = ()  # places that steps may call although they aren't public
     llm_url: str = ""  # an OpenAI-compatible server, with or without /v1
     llm_key: str = ""  # sent to that server only
+    sql_url: str = (
+        ""  # a login for what users write, see steps/sql_query.py; empty: sql.query is off
+    )
     smtp_url: str = ""  # smtp://user:password@host:port?starttls, or smtps://
     shell_commands: tuple[str, ...] = ()  # programs that shell.run may run, as they are written
     mcp_servers_path: Path | None = None  # a file of MCP servers, in the format of MCP clients
     tool_catalog_path: Path | None = None
+    secrets: Hidden = Hidden()  # by name: what ORC_SECRET_<NAME> says
+    secrets_key: Hidden = Hidden()  # by id: the keys of the table of secrets, 32 bytes each
+    secrets_path: Path | None = None  # a folder with one file a secret
+    secrets_tenants: tuple[str, ...] = ("default",)  # whose runs are given the operator's secrets
     log_level: str = "info"
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
 
@@ -166,13 +201,23 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ORC_LLM_URL": ("llm_url", _url("https", "http")),
     "ORC_PYTHON_MODULES": ("python_modules", _names),
     "ORC_POOL_SIZE": ("pool_size", _count),
+    "ORC_SECRETS_KEY": ("secrets_key", _keys),
+    "ORC_SECRETS_PATH": ("secrets_path", Path),
+    "ORC_SECRETS_TENANTS": ("secrets_tenants", _names),
+    "ORC_SQL_URL": ("sql_url", _database_url),
     "ORC_SMTP_URL": ("smtp_url", _url("smtp", "smtps")),
     "ORC_SHELL_COMMANDS": ("shell_commands", _names),
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""
 
-SECRET = {"ORC_LLM_URL", "ORC_SMTP_URL"}
+SECRET = {"ORC_LLM_URL", "ORC_SECRETS_KEY", "ORC_SMTP_URL", "ORC_SQL_URL"}
 """Their values may hold passwords: a problem is told without them."""
+
+SECRETS = "ORC_SECRET_"
+"""What begins so is a secret of the operator. Its name is the rest."""
+
+MEANT = {"ORC_SECRET_KEY", "ORC_SECRET_PATH", "ORC_SECRET_TENANTS"}
+"""Settings with a letter missing: a key must not become a secret that pipelines can name."""
 
 FOR_TESTS = {"ORC_TEST_PG"}
 
@@ -192,7 +237,9 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
             problems.append(f"{given} {error}")
     if problems:
         raise Misconfigured("\n".join(problems))
-    return Config(**fields)
+    named = [name for name in environ if name.startswith(SECRETS)]
+    secrets = Hidden((name.removeprefix(SECRETS), environ[name]) for name in named)
+    return Config(secrets=secrets, **fields)
 
 
 def bare_environment() -> dict[str, str]:
@@ -201,7 +248,9 @@ def bare_environment() -> dict[str, str]:
 
 
 def _is_unknown(name: str) -> bool:
-    return name.startswith("ORC_") and name not in READERS and name not in FOR_TESTS
+    is_secret = name.startswith(SECRETS) and name != SECRETS and name not in MEANT
+    known = is_secret or name in READERS or name in FOR_TESTS
+    return name.startswith("ORC_") and not known
 
 
 def _unknown(name: str) -> str:

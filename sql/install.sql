@@ -14,7 +14,7 @@
 \set ON_ERROR_STOP on
 begin;
 
--- Who owns, who may call: four roles and two schemas. Safe to run again.
+-- Who owns, who may call: five roles and two schemas. Safe to run again.
 \ir base/roles.sql
 
 set local role orc_owner;
@@ -26,7 +26,7 @@ set local search_path = pg_catalog;
 -- The migration ledger, and the register of tables that are partitioned by time.
 \ir base/tables.sql
 
--- Tenants and principals: who owns, who acts.
+-- Tenants and principals: who owns, who acts; and tenants' secrets.
 \ir auth/tables.sql
 
 -- Live and finished runs, attempts, steps, workers, queues, keys.
@@ -38,14 +38,16 @@ set local search_path = pg_catalog;
 -- Partitions: made ahead of time, dropped after their retention, and the view of them.
 \ir base/partitions.sql
 
--- The first agent, and whoami.
+-- The first agent, and whoami; secrets.
 \ir auth/functions.sql
+\ir auth/secrets.sql
 
 -- The life of a run, in its order: enqueue, claim, what its steps do, settle; the workers' leases; what
 -- people do to runs and queues; housekeeping.
 \ir work/enqueue.sql
 \ir work/claim.sql
 \ir pipelines/functions.sql
+\ir pipelines/query.sql
 \ir work/settle.sql
 \ir work/workers.sql
 \ir work/control.sql

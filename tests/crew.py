@@ -98,17 +98,20 @@ class Crew:
     def task(self, worker: Worker) -> asyncio.Task[None]:
         return next(task for known, task in self.workers if known is worker)
 
-    def process(self, *words: str, name: str = "worker") -> subprocess.Popen[bytes]:
+    def process(
+        self, *words: str, name: str = "worker", environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         mine = {n: v for n, v in os.environ.items() if n not in READERS and not n.startswith("PG")}
         command = [sys.executable, "-m", "orchestrator.cli", name, *words]
-        environment = {
+        settings = {
             **mine,
             "DATABASE_URL": self.config.database_url,
             "ORC_PYTHON_MODULES": "deeds",
             "PYTHONPATH": str(TESTS),
             "LOG_FORMAT": "json",
+            **(environment or {}),
         }
-        process = subprocess.Popen(command, env=environment, stderr=self.output)
+        process = subprocess.Popen(command, env=settings, stderr=self.output)
         self.processes.append(process)
         return process
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from orchestrator.steps import current
@@ -60,3 +63,54 @@ def note(path: str, seconds: float = 0) -> None:
     os.write(file, f"{me.run} {me.epoch}\n".encode())
     os.close(file)
     time.sleep(seconds)
+
+
+def strike(ledger: str, step: str) -> str:
+    """A call to the outside. Its worker dies before or after it, if `<ledger>.<run>` says so."""
+    me: Any = current.get()
+    token = Path(f"{ledger}.{me.run}")
+    moment = token.read_text() if token.exists() else ""
+    if moment == f"before {step}":
+        _die_at(token)
+    file = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{me.run} {step} {me.epoch} {me.key}\n".encode())
+    os.close(file)
+    if moment == f"after {step}":
+        _die_at(token)
+    return step
+
+
+def _die_at(token: Path) -> None:
+    token.unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def shout_about(text: str) -> None:
+    raise RuntimeError(f"{text} and {text!r}")
+
+
+def place_of_run() -> str:
+    me: Any = current.get()
+    return os.path.join(tempfile.gettempdir(), f"orc-deed-{me.run}")
+
+
+def reveal(text: str) -> str:
+    """Keeps what it's given outside, as another service would."""
+    with open(place_of_run(), "w") as file:
+        file.write(text)
+    return text
+
+
+def die_once(text: str) -> str:
+    if not os.path.exists(place_of_run() + "-died"):
+        open(place_of_run() + "-died", "w").close()
+        os._exit(9)
+    return text
+
+
+def remember() -> str:
+    with open(place_of_run()) as file:
+        text = file.read()
+    os.unlink(place_of_run())
+    os.unlink(place_of_run() + "-died")
+    return f"it was {text}"

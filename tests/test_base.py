@@ -25,7 +25,7 @@ from orchestrator import db, devpg, errors, schema
 
 INSTANT = datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=UTC)
 DAY = timedelta(days=1)
-ROLES = ["orc_owner", "orc_api", "orc_worker", "orc_reader"]
+ROLES = ["orc_owner", "orc_api", "orc_worker", "orc_reader", "orc_sql"]
 SYSTEM_AGENT = uuid.UUID("00000000-0000-0000-0000-000000000001")
 
 
@@ -583,12 +583,21 @@ async def test_a_passer_by_may_execute_nothing(looker: db.Connection) -> None:
 
 ALLOWED = {
     "orc_api": {"whoami", "check", "help", "health", "gauges"},
-    "orc_worker": {"whoami", "check", "help", "health", "gauges", "keep_partitions"},
-    "orc_reader": {"check", "help", "health", "gauges", "describe_facts"},
+    "orc_worker": {
+        "whoami",
+        "check",
+        "help",
+        "health",
+        "gauges",
+        "keep_partitions",
+        "secrets_of",
+    },
+    "orc_reader": {"check", "help", "health", "gauges", "describe_facts", "list_secrets"},
+    "orc_sql": {"record_once", "examine_login"},
 }
 
 
-OWNERS_ONLY = {"ensure_system_agent", "set_retention"}
+OWNERS_ONLY = {"ensure_system_agent", "set_retention", "put_secret", "delete_secret"}
 
 
 async def test_each_role_may_call_its_verbs_and_no_other(looker: db.Connection) -> None:
@@ -607,7 +616,7 @@ async def test_no_role_but_the_owner_may_write_a_table(looker: db.Connection) ->
     writable = await ask(
         looker,
         "select rolname || oid::regclass from pg_class"
-        " cross join unnest('{orc_api,orc_worker,orc_reader}'::text[]) as role(rolname)"
+        " cross join unnest('{orc_api,orc_worker,orc_reader,orc_sql}'::text[]) as role(rolname)"
         " where relkind in ('r', 'p') and relnamespace = 'orchestrator'::regnamespace and"
         " has_table_privilege(rolname, oid, 'insert, update, delete, truncate, trigger')",
     )
@@ -686,7 +695,7 @@ async def test_help_lists_every_verb_with_its_purpose(looker: db.Connection) -> 
 async def test_roles_say_what_they_are_for(looker: db.Connection) -> None:
     about = "select shobj_description(oid, 'pg_authid') from pg_roles where rolname = any(%s)"
     described = await ask(looker, about, ROLES)
-    assert len(described) == 4
+    assert len(described) == 5
     assert all(described)
 
 

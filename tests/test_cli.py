@@ -90,7 +90,7 @@ def test_the_guide_lists_its_pages_and_prints_one_as_it_stands() -> None:
 def test_in_a_terminal_a_page_is_set_by_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     said = CliRunner().invoke(cli.app, ["guide", "tools"]).output
     assert "# Tools" in said
-    monkeypatch.setattr(cli, "_in_terminal", lambda: True)
+    monkeypatch.setattr(guide, "_in_terminal", lambda: True)
     said = CliRunner().invoke(cli.app, ["guide", "tools"]).output
     assert "Tools" in said
     assert "# Tools" not in said

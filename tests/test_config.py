@@ -57,7 +57,33 @@ def test_origins_are_words_or_a_json_list(text: str) -> None:
 
 def test_every_reader_fills_a_field_and_every_field_has_a_reader() -> None:
     fields = {field.name for field in msgspec.structs.fields(config.Config)}
-    assert {field for field, _ in config.READERS.values()} == fields
+    assert {field for field, _ in config.READERS.values()} == fields - {"secrets"}
+
+
+def test_secrets_of_the_environment_are_read_by_their_prefix_and_never_shown() -> None:
+    found = config.load({"ORC_SECRET_TOKEN": "hush-hush", "ORC_SECRETS_TENANTS": "a,b"})
+    assert found.secrets == {"TOKEN": "hush-hush"}
+    assert found.secrets_tenants == ("a", "b")
+    assert "hush" not in repr(found) and "TOKEN" in repr(found)
+    assert hash(found) == hash(
+        config.load({"ORC_SECRET_TOKEN": "hush-hush", "ORC_SECRETS_TENANTS": "a,b"})
+    )
+
+
+def test_keys_of_secrets_are_32_bytes_each_and_never_told() -> None:
+    key = "A" * 43 + "="
+    assert config.load({"ORC_SECRETS_KEY": f"b:{key}, a:{key}"}).secrets_key == {
+        "b": bytes(32), "a": bytes(32),
+    }  # fmt: skip
+    for wrong in ("hush", "a:hush", f":{key}", f"a:{key},a:{key}", "a:" + "A" * 44):
+        with pytest.raises(Misconfigured) as refusal:
+            config.load({"ORC_SECRETS_KEY": wrong})
+        assert wrong not in str(refusal.value)
+
+
+def test_a_key_under_a_misspelt_name_does_not_become_a_secret() -> None:
+    with pytest.raises(Misconfigured, match="did you mean ORC_SECRETS_KEY"):
+        config.load({"ORC_SECRET_KEY": "x"})
 
 
 def test_config_is_the_only_reader_of_the_environment() -> None:

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from orchestrator import __version__, db, schema
 from orchestrator.errors import Unfit
 
-ROLES = ["orc_owner", "orc_api", "orc_worker", "orc_reader"]
+ROLES = ["orc_owner", "orc_api", "orc_worker", "orc_reader", "orc_sql"]
 
 
 def numbered(step: int, name: str) -> str:
@@ -194,8 +194,9 @@ async def test_whoever_installs_needs_no_superuser(empty_database: str) -> None:
         await schema.install(url)
         await schema.verify(url)
         await schema.ensure_first_agent(url)
-        for role in ROLES:
+        for role in ROLES[:4]:
             execute(url, f"set role {role}; select * from orc.health()")
+        execute(url, "set role orc_sql; select * from orc.examine_login()")
         assert execute(url, "select * from orc.check()") == []
         assert execute(
             url, "select name from orc.whoami(%s)", "00000000-0000-0000-0000-000000000001"

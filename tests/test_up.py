@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from orchestrator import config, devpg
 from orchestrator.up import plan
+from orchestrator.up.part import GRACE
 
 PATIENCE = 30.0
 
@@ -116,8 +117,8 @@ class Up:
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        """Its exit status and last words."""
-        rest, _ = self.process.communicate(timeout=PATIENCE)
+        """Its exit status and last words. A stubborn part has its grace."""
+        rest, _ = self.process.communicate(timeout=PATIENCE + GRACE)
         return self.process.returncode, self.said + rest.decode()
 
 

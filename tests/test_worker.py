@@ -104,19 +104,6 @@ async def test_a_pipeline_of_builtins_runs_and_its_output_is_recorded(
     assert (worker.counters.claimed, worker.counters.settled) == (1, 1)
 
 
-async def test_a_run_of_pure_steps_sees_what_became_of_each(
-    crew: Crew, conn: db.Connection
-) -> None:
-    run = await enqueue(
-        conn,
-        {"id": "a", **SET, "if": "false"},
-        {"id": "b", **SET},
-        {"id": "c", "uses": "set", "with": {"is": "${state.a.status}, ${state.b.status}"}},
-    )
-    await crew.once()
-    assert (await look(conn, run))["output"]["c"] == {"is": "skipped, succeeded"}
-
-
 @pytest.mark.parametrize(
     ("function", "type", "attempts"),
     [
@@ -782,30 +769,6 @@ async def test_housekeeping_takes_back_what_silent_workers_held(
         assert await scheduler.Housekeeping().once(pool) == 0
     found = await look(conn, run)
     assert (found["state"], found["attempt"], found["error"]["type"]) == ("scheduled", 1, "lost")
-
-
-async def test_an_unknown_outcome_stays_unknown_however_often_its_run_is_taken_up(
-    crew: Crew, conn: db.Connection
-) -> None:
-    calls: list[int] = []
-
-    async def outside(*_: Any) -> Outcome:
-        calls.append(1)
-        return Done()
-
-    odd = Kind("odd", Nothing, outside, outside=True)
-    step = {"id": "a", "uses": "odd", "continue_on_error": True}
-    run = await enqueue(conn, step, call("shout"), max_attempts=3, backoff_seconds=0)
-    row = await db.call_one(conn, "register_worker", queues=["default"], slots=1)
-    await db.call(conn, "claim_work", worker=row["worker"])
-    started = {"tenant": "t", "run": run, "epoch": 1, "step": "a", "attempt": 1, "state": "started"}
-    await db.call(conn, "record_steps", worker=row["worker"], steps=[started])
-    await db.call(conn, "end_worker", worker=row["worker"])
-    await db.call(conn, "release_expired_work")
-    crew.worker(odd)
-    assert (await ends(conn, run))["attempt"] == 3
-    found = await sole(conn, "select state from orc.steps where run_id = %s and step_id = 'a'", run)
-    assert (found, calls) == ("unknown", [])
 
 
 async def test_a_chore_that_fails_does_not_keep_the_others_from_being_done(

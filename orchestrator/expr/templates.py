@@ -35,6 +35,12 @@ class Template:
     def is_constant(self) -> bool:
         return isinstance(self._render, Constant)
 
+    def varies(self, name: str) -> bool:
+        """Whether that part of an object depends on values."""
+        if isinstance(self._render, Branch):
+            return any(key == name for key, part in self._render.parts if any(part.all()))
+        return not self.is_constant
+
     def render(self, scope: Mapping[str, Any]) -> Any:
         return self._render.evaluate(scope)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from difflib import get_close_matches
 from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
 
 HERE = Path(__file__).parent
 ORDER = ("pipelines", "expressions", "tools", "durability")
@@ -25,6 +31,23 @@ def page(topic: str) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         raise LookupError(f"there is no page {topic!r}: {hint}known: {', '.join(known)}")
     return (HERE / f"{topic}.md").read_text("utf-8")
+
+
+def show(topic: str) -> None:
+    """Prints a page, or the topics without one. For a file or a program it stays Markdown."""
+    if not topic:
+        table = Table("topic", "", box=None, pad_edge=False)
+        for name, promise in topics().items():
+            table.add_row(f"[bold]{name}[/]", escape(promise))
+        Console().print(table)
+    elif _in_terminal():
+        Console().print(Markdown(page(topic)))
+    else:
+        print(page(topic), end="")
+
+
+def _in_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _promise(text: str) -> str:

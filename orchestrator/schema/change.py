@@ -281,7 +281,8 @@ async def _make_room(connection: Connection, library: Library) -> None:
     obsolete = [one for one in there if not one.is_past and one.signature not in wanted]
     await _run(connection, [one.aside for one in obsolete])
     await connection.execute(
-        "revoke all on all routines in schema orc from public, orc_api, orc_worker, orc_reader"
+        "revoke all on all routines in schema orc"
+        " from public, orc_api, orc_worker, orc_reader, orc_sql"
     )
 
 

@@ -48,8 +48,8 @@ LOOK = """
 select current_setting('server_version') as server,
        current_setting('server_version_num')::int / 10000 as major,
        pg_is_in_recovery() as is_standby,
-       (select count(*) = 4 from pg_roles
-        where rolname in ('orc_owner', 'orc_api', 'orc_worker', 'orc_reader')
+       (select count(*) = 5 from pg_roles
+        where rolname in ('orc_owner', 'orc_api', 'orc_worker', 'orc_reader', 'orc_sql')
           and pg_has_role(current_user, oid,
                           case when current_setting('server_version_num')::int >= 160000
                                then 'set' else 'member' end))

@@ -6,14 +6,14 @@ is executed where it arrives, without a task and without a round trip.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ..config import Config
+from ..secrets import Masks, Vault
 
 
 class Done(msgspec.Struct):
@@ -45,8 +45,17 @@ class Park(msgspec.Struct):
 Outcome = Done | Retry | Fail | Park
 
 
+class Call(Protocol):
+    """Something that can't be stopped, and takes a slot until it ends."""
+
+    def is_alive(self) -> bool: ...
+
+
+NO_MASKS = Masks()
+
+
 class Context(msgspec.Struct):
-    """What a step may know of its run, and what it leaves: lines, threads that outlive it."""
+    """What a step may know of its run, and what it leaves: lines, calls that outlive it."""
 
     config: Config
     tenant: str
@@ -56,9 +65,18 @@ class Context(msgspec.Struct):
     input: Any
     steps: dict[str, Any]
     lines: list[dict[str, Any]] = []
-    threads: list[threading.Thread] = []
+    calls: list[Call] = []
+    vault: Vault | None = None  # the secrets that its pipeline names
+    worker: str = ""  # who holds the run
+    record: dict[str, Any] | None = None  # what is recorded when the step has succeeded
+    seconds: float | None = None  # how long its attempt may take
     key: str = ""  # sent with what the step asks of others, the same on every attempt
     traceparent: str | None = None
+
+    @property
+    def masks(self) -> Masks:
+        """What must not be seen of it."""
+        return NO_MASKS if self.vault is None else self.vault.masks
 
 
 current: ContextVar[Context] = ContextVar("current")
@@ -68,7 +86,12 @@ current: ContextVar[Context] = ContextVar("current")
 class Kind(msgspec.Struct, frozen=True):
     """`outside`: it can't be taken back, so its intent is written down before. `keyed`: it sends
     the step's key, so doing it twice does no harm. `recorded`: its answer is kept, and it isn't
-    done again when the run is taken up; what isn't recorded must give the same answer again."""
+    done again when the run is taken up; what isn't recorded must give the same answer again.
+    `records_itself`: it records its answer in the transaction of what it does, so what it did is
+    never unknown; `output` and `schema` are then applied to what was recorded. `fixed`: arguments
+    that aren't templates, because text that is put into them would become a part of a program.
+    `stores`: what it's given becomes a fact of ours (the input of a run, an event), so it takes no
+    secrets; pure kinds take none, either."""
 
     name: str
     arguments: Any  # a Struct, or a dict of anything
@@ -77,6 +100,13 @@ class Kind(msgspec.Struct, frozen=True):
     recorded: bool = True
     outside: bool = False
     keyed: bool = False
+    records_itself: bool = False
+    fixed: tuple[str, ...] = ()
+    stores: bool = False
+
+    @property
+    def keeps_arguments(self) -> bool:
+        return self.pure or self.stores
 
 
 def words(error: BaseException) -> str:
@@ -98,6 +128,7 @@ def builtins() -> dict[str, Kind]:
         setting,
         shell_run,
         slack_post,
+        sql_query,
         webhook_send,
     )
 
@@ -112,6 +143,7 @@ def builtins() -> dict[str, Kind]:
         slack_post,
         llm_complete,
         email_send,
+        sql_query,
     ]
     return {file.KIND.name: file.KIND for file in files}
 
@@ -125,8 +157,10 @@ def find(uses: str, config: Config) -> Kind | None:
 
 async def close() -> None:
     """Ends what the kinds keep warm on this loop, within a few seconds."""
-    from .. import guard
-    from . import mcp
+    from .. import guard, secrets
+    from . import mcp, sql_session
 
     await mcp.close()
     await guard.close()
+    await sql_session.close()
+    await secrets.close()

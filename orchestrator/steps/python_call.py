@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import threading
 from collections.abc import Callable
-from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 
 from . import Context, Done, Fail, Kind, Outcome, Retry, current, words
+from .threads import Threads
+
+threads = Threads()
 
 
 class Call(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,30 +34,17 @@ async def run(call: Call, context: Context) -> Outcome:
         return Fail(
             "authorization", f"module {module!r} isn't allowed: name it in ORC_PYTHON_MODULES"
         )
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Outcome] = loop.create_future()
-
-    def work() -> None:
-        current.set(context)
-        outcome = _outcome(call)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_give, answer, outcome)
-
-    thread = threading.Thread(target=work, name=call.function, daemon=True)
-    context.threads.append(thread)
-    thread.start()
-    return await answer
+    job = threads.call(partial(_outcome, call, context))
+    context.calls.append(job)
+    answer: Outcome = await job.answer
+    return answer
 
 
-def _give(answer: asyncio.Future[Outcome], outcome: Outcome) -> None:
-    if not answer.done():
-        answer.set_result(outcome)
-
-
-def _outcome(call: Call) -> Outcome:
+def _outcome(call: Call, context: Context) -> Outcome:
+    current.set(context)
     try:
         function = _function(call)
-        inspect.signature(function).bind(**call.args)
+        _signature(function).bind(**call.args)
     except (ImportError, AttributeError) as error:
         return Fail("configuration", f"{call.function}: {error}")
     except (TypeError, ValueError) as error:
@@ -80,6 +69,11 @@ def _function(call: Call) -> Callable[..., Any]:
         raise AttributeError("name a public function: module:name")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+@lru_cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 KIND = Kind("python.call", Call, run)

@@ -181,7 +181,7 @@ class Worker:
             lease=f"{options.lease} seconds",
             name=f"{socket.gethostname()}:{os.getpid()}",
         )
-        self.id = str(row["worker"])
+        self.id = self.hands.worker = str(row["worker"])
         self.lost = lost = asyncio.Event()
         self.heard_at = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -304,8 +304,9 @@ class Worker:
         self.heard_at = time.monotonic()
         self.in_doubt, line.in_doubt = self.in_doubt or line.in_doubt, False
         self._count(len(said.outcomes), reply["stale"])
-        self.hands.lose([str(run) for run in reply["lost"] or ()])
-        self.hands.news.heard(said)
+        lost = {str(run) for run in reply["lost"] or ()}
+        self.hands.lose(lost, said)
+        self.hands.news.heard(said, lost)
         return reply
 
     async def _say_singly(self, line: Line, said: Said, want: int) -> db.Row:

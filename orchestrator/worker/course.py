@@ -9,7 +9,6 @@ is not executed again, everything else is computed anew and comes out the same.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -35,19 +34,23 @@ from ..pipelines.document import (
     Use,
     Wait,
 )
-from ..steps import Context, Done, Fail, Park, Retry, current
-from ..wire import unkeepable
+from ..steps import Context, Done, Fail, Park, Retry
+from . import veil
+from .calls import kept
 from .engine import (
     Broken,
     Plan,
     Run,
     Settled,
     Tool,
+    Unknown,
     failure,
     in_a_row,
     scope_of,
     settled,
 )
+from .frame import Frame
+from .memory import Memory
 from .news import Record
 from .watch import Group, Watch
 
@@ -55,27 +58,11 @@ MOST_ITEMS = 10_000
 AFTERMATH_SECONDS = 30.0
 """How long `finally` may take when its run is canceled."""
 
-
-class Frame(msgspec.Struct):
-    """What the steps of a list see, and where in the run they are: `orders[2]/`."""
-
-    scope: dict[str, Any]
-    place: str = ""
-
-    def inside(self, place: str) -> Frame:
-        return Frame(self.scope, place + "/")
-
-    def round(self, place: str, **names: Any) -> Frame:
-        """Another time round a loop: the steps are the same, and so is what they leave."""
-        return Frame({**self.scope, **names}, f"{place}/")
-
-    def item(self, place: str, **names: Any) -> Frame:
-        """One of many: what its steps leave is its own."""
-        own = {"steps": dict(self.scope["steps"]), "state": dict(self.scope["state"])}
-        return Frame({**self.scope, **own, **names}, f"{place}/")
+WHOLE = "/"
+"""The place of the run itself: no step can have it."""
 
 
-class Course:
+class Course(Memory):
     def __init__(
         self,
         run: Run,
@@ -85,11 +72,9 @@ class Course:
         say: Callable[[Record], None],
         commit: Callable[[Record], Coroutine[Any, Any, None]],
     ) -> None:
-        self.run = run
+        super().__init__(run, records, say)
         self.plan = plan
         self.context = context
-        self.records = records
-        self.say = say  # travels with what is said next
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
         self.waits: dict[str, Park] = {}
@@ -100,9 +85,9 @@ class Course:
     async def follow(self) -> Settled:
         limit = min(filter(None, (self.run.timeout, self.plan.pipeline.timeout)), default=None)
         main = asyncio.create_task(self._main(limit))
-        parked = asyncio.create_task(self.watch.all_sleep.wait())
         try:
-            await asyncio.wait((main, parked), return_when=asyncio.FIRST_COMPLETED)
+            while not (main.done() or self.watch.all_sleep):
+                await asyncio.wait((main, self.watch.quiet), return_when=asyncio.FIRST_COMPLETED)
             if main.done():
                 return main.result()
             return settled(self.run, self._park(), self.context)
@@ -112,12 +97,12 @@ class Course:
                 await self._canceled()
             raise
         finally:
-            parked.cancel()
             await self._end(main)
 
     async def _end(self, task: asyncio.Task[Any]) -> None:
-        task.cancel()
-        await asyncio.wait((task,))
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
 
     def _park(self) -> Park:
         untils = [wait.until for wait in self.waits.values() if wait.until]
@@ -128,19 +113,25 @@ class Course:
         said = Settled(self.run.tenant, self.run.id, self.run.epoch, "succeeded")
         whole = self.plan.pipeline
         try:
-            self.scope = scope_of(self.run, self.plan)
+            self.scope = scope_of(self.run, self.plan, self.context)
+            self._recall(WHOLE)
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
-            said.output = (
-                self.context.steps if not whole.output else whole.output.render(self.scope)
-            )
+            output = whole.output.render(self.scope) if whole.output else self.context.steps
+            said.output = kept(output, "output")
         except Exception as error:
             broken = failure(self.run, error)
             said = settled(self.run, broken.outcome, self.context, broken.error)
+            if said.retry and self.run.attempt < self.run.max_attempts:
+                return said  # it isn't the end
+            if whole.on_error or whole.finally_:
+                self._caught_at(WHOLE, broken)
             await self._aftermath(whole.on_error, "on_error", said.error)
         await self._aftermath(whole.finally_, "finally", said.error)
         return said
 
     async def _within(self, seconds: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+        if seconds is None:
+            return await work
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await work
@@ -197,19 +188,21 @@ class Course:
         state = frame.scope["state"][step.id] = {"status": "running", "attempt": 0, "error": None}
         value: Any = None
         try:
+            if self.records:
+                self._recall(frame.place + step.id)
             if step.condition is not None and not step.condition.holds(frame.scope):
                 state["status"] = "skipped"
             else:
                 value = await self._within(step.timeout.total, self._times(step, frame))
                 state["status"] = "succeeded"
         except Exception as error:
-            broken = self._named(step, frame, failure(self.run, error))
+            broken = self._named(frame.place + step.id, failure(self.run, error))
             state |= {"status": "failed", "error": broken.error}
             value = await self._caught(step, frame, broken)
         self._keep(step, frame, value, state["status"] != "skipped")
 
-    def _named(self, step: Step, frame: Frame, broken: Broken) -> Broken:
-        broken.step = broken.step or frame.place + step.id
+    def _named(self, place: str, broken: Broken) -> Broken:
+        broken.step = broken.step or place
         return broken
 
     def _keep(self, step: Step, frame: Frame, value: Any, ran: bool) -> None:
@@ -223,9 +216,11 @@ class Course:
     async def _caught(self, step: Step, frame: Frame, broken: Broken) -> Any:
         catch = step.catch
         if catch and (catch.errors is None or broken.error["type"] in catch.errors):
+            self._caught_at(frame.place + step.id, broken)
             inside = frame.round(f"{frame.place}{step.id}", error=broken.error)
             return await self._list(catch.steps, inside)
         if step.continue_on_error:
+            self._caught_at(frame.place + step.id, broken)
             return None
         raise broken
 
@@ -248,8 +243,9 @@ class Course:
         try:
             while True:
                 while len(group.tasks) < each.max_parallel and (at := next(left, None)) is not None:
-                    own = frame.item(f"{place}[{at}]", item=items[at], index=at)
-                    self.watch.spawn(group, at, self._attempts(step, own, f"{place}[{at}]"))
+                    its = f"{place}[{at}]"
+                    own = frame.item(its, item=items[at], index=at)
+                    self.watch.spawn(group, at, self._item(step, each, own, its))
                 if not group.tasks:
                     return values
                 for at, task in await self.watch.first(group):
@@ -261,6 +257,15 @@ class Course:
                         task.result()
         finally:
             await self.watch.abandon(group)
+
+    async def _item(self, step: Step, each: Each, frame: Frame, place: str) -> Any:
+        try:
+            self._recall(place)
+            return await self._attempts(step, frame, place)
+        except Broken as broken:
+            if each.max_failures:
+                self._caught_at(place, broken)
+            raise
 
     async def _loop(self, step: Step, loop: Loop, frame: Frame, place: str) -> Any:
         value: Any = None
@@ -284,14 +289,14 @@ class Course:
             attempt += 1
             frame.scope["state"].setdefault(step.id, {})["attempt"] = attempt
             try:
-                return await self._within(
-                    step.timeout.attempt, self._body(step, frame, place, attempt)
-                )
+                return await self._within(step.timeout.attempt, self._body(step, frame, place))
             except Exception as error:
-                broken = self._named(step, frame, failure(self.run, error))
-            if attempt >= retry.attempts or not self._worth_it(step, frame, broken):
-                if isinstance(step.body, Use) and broken.error["type"] != "unknown":
-                    self._record(place, "failed", attempt, error=broken.error)
+                broken = self._named(place, failure(self.run, error))
+            is_last = attempt >= retry.attempts or not self._worth_it(step, frame, broken)
+            if isinstance(step.body, Use) and (is_last or self._has_intent(step)):
+                state = "unknown" if isinstance(broken, Unknown) else "failed"
+                self._record(place, state, self.tries[place], error=broken.error)
+            if is_last:
                 raise broken
             wish = broken.outcome.delay if isinstance(broken.outcome, Retry) else None
             await asyncio.sleep(max(wish or 0, retry.delay_after(attempt, random.random())))
@@ -304,14 +309,16 @@ class Course:
             return retry.when.holds({**frame.scope, "error": broken.error})
         return retry.errors is not None or isinstance(broken.outcome, Retry)
 
-    async def _body(self, step: Step, frame: Frame, place: str, attempt: int) -> Any:
+    async def _body(self, step: Step, frame: Frame, place: str) -> Any:
         match step.body:
             case Use():
-                return await self._use(step, frame, place, attempt)
+                return await self._use(step, frame, place)
             case Block(steps=steps):
                 value = await self._list(steps, frame.inside(place))
-            case Parallel(branches=branches, mode=mode):
-                value = await self._parallel(branches, mode, frame.inside(place))
+            case Parallel(branches=branches, mode="race"):
+                value = await self._race(branches, frame, place)
+            case Parallel(branches=branches):
+                value = await self._parallel(branches, False, frame.inside(place))
             case Switch(cases=cases):
                 value = None
                 for case in cases:
@@ -322,7 +329,15 @@ class Course:
                 value = await self._wait(step.body, frame, place)
         return self._shaped(step, frame, value)
 
-    async def _parallel(self, branches: dict[str, Steps], mode: str, frame: Frame) -> Any:
+    async def _race(self, branches: dict[str, Steps], frame: Frame, place: str) -> Any:
+        """Run again, another branch might win: who won is recorded."""
+        if (record := self.records.get(place)) is not None and record["state"] == "succeeded":
+            return record["output"]
+        value = kept(await self._parallel(branches, True, frame.inside(place)))
+        self._record(place, "succeeded", 1, output=value)
+        return value
+
+    async def _parallel(self, branches: dict[str, Steps], is_race: bool, frame: Frame) -> Any:
         values: dict[str, Any] = {}
         group = Group()
         for name, steps in branches.items():
@@ -331,7 +346,7 @@ class Course:
             while group.tasks:
                 for name, task in await self.watch.first(group):
                     values[name] = task.result()
-                    if mode == "race":
+                    if is_race:
                         return {name: values[name]}
         finally:
             await self.watch.abandon(group)
@@ -344,58 +359,58 @@ class Course:
         if step.schema is not None and (found := list(step.schema.problems(value))):
             text = "; ".join(f"{one.pointer or '/'}: {one.message}" for one in found[:5])
             raise Broken(Fail("validation", f"its result doesn't fit its schema: {text}"))
-        if (why := unkeepable(value)) is not None:
-            raise Broken(Fail("validation", f"its result can't be kept: {why}"))
-        return value
+        return kept(value)
 
     # Tools
 
-    async def _use(self, step: Step, frame: Frame, place: str, attempt: int) -> Any:
+    def _has_intent(self, step: Step) -> bool:
+        """Whether what it does is written down before."""
+        return step.on_unknown is not None or self.plan.tools[step.path].kind.outside
+
+    async def _use(self, step: Step, frame: Frame, place: str) -> Any:
         tool = self.plan.tools[step.path]
         record = self.records.get(place)
         if record is not None and record["state"] == "succeeded":
-            return record["output"]
-        arguments = tool.arguments(frame.scope)
-        if record is not None and record["state"] in ("started", "unknown") and attempt == 1:
-            self._weigh_unknown(step, tool, place)
-        context = msgspec.structs.replace(self.context, key=str(uuid5(UUID(self.run.id), place)))
-        if tool.kind.outside or step.on_unknown is not None:
-            await self.commit(self._said(place, "started", attempt))
+            output = record["output"]
+            return self._shaped(step, frame, output) if tool.kind.records_itself else output
+        self.tries[place] = attempt = self.tries[place] + 1
+        arguments = await veil.arguments(tool, frame.scope, self.context)
+        if record is not None and attempt == 1 and record["state"] in ("started", "unknown"):
+            await self._weigh_unknown(step, tool, place, record)
+        context = msgspec.structs.replace(
+            self.context,
+            key=str(uuid5(UUID(self.run.id), place)),
+            record=self._said(place, "succeeded", attempt),
+            seconds=step.timeout.attempt,
+        )
+        if self._has_intent(step):
+            shown = kept(veil.shown(tool, arguments, frame.scope, self.context), "arguments")
+            await self.commit(self._said(place, "started", attempt, arguments=shown))
         began = time.monotonic()
-        outcome = await self._called(tool, arguments, context)
+        outcome = await veil.called(tool.kind, arguments, context)
         if not isinstance(outcome, Done):
             if isinstance(outcome, Park):
                 return await self._asleep(place, outcome)
             raise Broken(outcome)
+        if tool.kind.records_itself:
+            self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
         value = self._shaped(step, frame, outcome.value)
-        if tool.kind.recorded:
+        if tool.kind.recorded and not tool.kind.records_itself:
             self._record(
                 place, "succeeded", attempt, output=value, seconds=time.monotonic() - began
             )
         return value
 
-    async def _called(self, tool: Tool, arguments: Any, context: Context) -> Any:
-        current.set(context)
-        result = tool.kind.run(arguments, context)
-        return await result if inspect.isawaitable(result) else result
-
-    def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:
+    async def _weigh_unknown(self, step: Step, tool: Tool, place: str, record: Record) -> None:
         """A crash came between its call and its record: nobody knows what it did."""
+        if tool.kind.records_itself:
+            return
         what = step.on_unknown or ("retry" if tool.kind.keyed else "fail")
-        if what != "retry":
+        if what == "ask" and (record["error"] or {}).get("decided") is None:
             self._record(place, "unknown", 1)
-            raise Broken(Fail("unknown", "a crash came between its call and its answer"))
-
-    def _said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
-        run = self.run
-        where = {"tenant": run.tenant, "run": run.id, "epoch": run.epoch, "step": place}
-        return {**where, "state": state, "attempt": attempt, **more}
-
-    def _record(self, place: str, state: str, attempt: int, **more: Any) -> None:
-        record = self._said(place, state, attempt, **more)
-        if state == "succeeded":  # it stays so when what is around it is tried again
-            self.records[place] = record
-        self.say(record)
+            await self._asleep(place, Park(f"a word on what became of step {place}"))
+        if what != "retry":
+            raise Unknown(Fail("unknown", "a crash came between its call and its answer"))
 
     # Waits
 

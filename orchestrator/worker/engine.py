@@ -64,6 +64,10 @@ class Broken(Exception):
         return said | ({"step": self.step} if self.step else {})
 
 
+class Unknown(Broken):
+    """A crash came in the middle of a step, and it isn't known what it did."""
+
+
 class Tool(msgspec.Struct, frozen=True):
     """A kind, and its arguments: ready when they are constant."""
 
@@ -124,6 +128,11 @@ def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
     if kind is None:
         known = ", ".join(sorted(kinds))
         raise LookupError(f"step {step.path}: there is no tool {use.uses!r}; known: {known}")
+    for name in kind.fixed:
+        if use.arguments.varies(name):
+            raise LookupError(f"step {step.path}: {name} holds no `${{…}}`: pass values beside it")
+    if kind.keeps_arguments and any(path[0] == "secrets" for path in use.arguments.references):
+        raise LookupError(f"step {step.path}: {use.uses} keeps what it's given: it takes no secret")
     if not use.arguments.is_constant:
         return Tool(kind, use.arguments)
     try:
@@ -139,6 +148,8 @@ def _flatten(plan: Plan) -> None:
     if whole.on_error or whole.finally_ or whole.timeout or whole.output or not in_a_row(steps):
         return
     if not all(step == _plain(step) and plan.tools[step.path].kind.pure for step in steps):
+        return
+    if any("state" in _roots(step, plan.tools[step.path]) for step in steps):
         return
     plan.row = [Move(s.id, s.save_as, s.condition, plan.tools[s.path]) for s in steps]
     given = whole.inputs or whole.params
@@ -157,6 +168,11 @@ def _plain(step: Step) -> Step | None:
     )  # fmt: skip
 
 
+def _roots(step: Step, tool: Tool) -> set[str]:
+    paths = {*tool.template.references, *(step.condition.references if step.condition else ())}
+    return {path[0] for path in paths}
+
+
 def in_a_row(steps: tuple[Step, ...]) -> bool:
     """Each step needs the one before it, and no other."""
     before = ((), *((step.id,) for step in steps))
@@ -166,7 +182,7 @@ def in_a_row(steps: tuple[Step, ...]) -> bool:
 # Scope
 
 
-def scope_of(run: Run, plan: Plan) -> dict[str, Any]:
+def scope_of(run: Run, plan: Plan, context: Context) -> dict[str, Any]:
     """The names that expressions see. `now` is the time at which the run was made."""
     given = run.input if isinstance(run.input, dict) else {}
     try:
@@ -181,6 +197,7 @@ def scope_of(run: Run, plan: Plan) -> dict[str, Any]:
         "now": _made_at(run.id),
         "steps": {},
         "state": {},
+        "secrets": context.vault.placeholders if context.vault else {},
     }
 
 
@@ -202,19 +219,18 @@ def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
 
 
 def _row(run: Run, plan: Plan, context: Context) -> Outcome:
-    scope = {} if plan.constant else scope_of(run, plan)
+    scope = {} if plan.constant else scope_of(run, plan, context)
     for move in plan.row or ():
-        value, status = None, "skipped"
+        value = None
         if move.condition is None or move.condition.holds(scope):
             outcome = move.tool.kind.run(move.tool.arguments(scope), context)
             if not isinstance(outcome, Done):
                 assert isinstance(outcome, Retry | Fail | Park)
                 return outcome
-            value, status = outcome.value, "succeeded"
+            value = outcome.value
             if move.save_as is not None:
                 context.steps[move.save_as] = value
         if scope:
-            scope["state"][move.id] = {"status": status, "attempt": 1, "error": None}
             scope["steps"][move.id] = value
             if move.save_as is not None:
                 scope["steps"][move.save_as] = value

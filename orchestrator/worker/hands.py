@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from .. import db
 from ..config import Config
-from ..steps import Context, Fail, Kind, Retry, find
+from ..secrets import Vault
+from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
-from .news import Durable, News, Record
+from .news import Durable, News, Record, Said
+from .veil import veil_end, veil_record
 
 MOST_PIPELINES = 10_000
 
@@ -33,9 +35,10 @@ class Hands:
         self.config = config
         self.kinds = kinds
         self.counters = Counters()
+        self.worker = ""  # whose lease it is
         self.plans: dict[tuple[str, str], Plan] = {}
         self.running: dict[str, tuple[Run, asyncio.Task[Settled]]] = {}
-        self.given_up: list[threading.Thread] = []  # calls that didn't stop when they were told
+        self.given_up: list[Call] = []  # calls that didn't stop when they were told
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
         self.news = News(self.changed)
         self.closing = False  # nothing new begins
@@ -45,7 +48,7 @@ class Hands:
     def taken(self) -> int:
         """Slots that aren't free."""
         if self.given_up:
-            self.given_up = [thread for thread in self.given_up if thread.is_alive()]
+            self.given_up = [call for call in self.given_up if call.is_alive()]
         return len(self.running) + len(self.given_up)
 
     # Pipelines
@@ -92,9 +95,14 @@ class Hands:
 
     def _start(self, run: Run, plan: Plan, records: dict[str, Record]) -> None:
         context = Context(self.config, run.tenant, run.id, run.epoch, run.attempt, run.input, {})
+        context.worker = self.worker
+        if plan.pipeline.secrets:
+            context.vault = Vault(self.config, run.tenant, plan.pipeline.secrets)
         if plan.pure:
             self._settle(run_pure(run, plan, context), context)
             return
+        if run.id in self.running:  # under a lease that is stale, then
+            self._lose(run.id)
         say, commit = partial(self._record, context), partial(self._commit, context)
         task = asyncio.create_task(Course(run, plan, context, records, say, commit).follow())
         self.running[run.id] = (run, task)
@@ -102,7 +110,7 @@ class Hands:
 
     def _ended(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> None:
         """A callback, because a task that is canceled before it began runs no line of its own."""
-        self.given_up += [thread for thread in context.threads if thread.is_alive()]
+        self.given_up += [call for call in context.calls if call.is_alive()]
         if self.running.get(run.id, (None,))[0] is not run:
             return  # the lease was lost meanwhile
         del self.running[run.id]
@@ -119,7 +127,11 @@ class Hands:
 
     def _settle(self, said: Settled, context: Context | None = None) -> None:
         place = {"tenant": said.tenant, "run": said.run, "epoch": said.epoch}
-        lines = context.lines if context is not None else ()
+        lines: list[Any] = []
+        if context is not None:
+            lines = context.masks.value(context.lines)
+            if context.vault:
+                veil_end(said, context.masks)
         self.news.end(said, [{**place, **line} for line in lines])
         if context is not None and said.error is not None:
             log("attempt_failed", "warning", run_id=said.run, attempt=context.attempt, **said.error)
@@ -131,6 +143,8 @@ class Hands:
         if context.lines:
             record["lines"] = context.lines.copy()
             context.lines.clear()
+        if context.vault:
+            veil_record(record, context.masks)
         self.news.record(record, durable)
 
     async def _commit(self, context: Context, record: Record) -> None:
@@ -139,14 +153,18 @@ class Hands:
         self._record(context, record, durable)
         await durable
 
-    def lose(self, runs: list[str]) -> None:
-        """Their leases are stale: somebody else has them, or they ended."""
-        for id in runs:
-            if id in self.running:
-                run, task = self.running.pop(id)
-                self.counters.stale += 1
-                task.cancel()
-                log("run_lost", "warning", run_id=run.id, epoch=run.epoch)
+    def lose(self, runs: set[str], said: Said) -> None:
+        """The leases under which it was said are stale: somebody else has them, or they ended."""
+        for record in said.records if runs else ():
+            id = record["run"]
+            if id in runs and id in self.running and self.running[id][0].epoch == record["epoch"]:
+                self._lose(id)
+
+    def _lose(self, id: str) -> None:
+        run, task = self.running.pop(id)
+        self.counters.stale += 1
+        task.cancel()
+        log("run_lost", "warning", run_id=run.id, epoch=run.epoch)
 
     def refuse(self, id: str, error: Exception) -> None:
         """A record of it can't be stored, so it can't go on."""
@@ -159,8 +177,9 @@ class Hands:
     # Ends
 
     def cancel(self, runs: list[str]) -> None:
+        """Once each, however often it is told: a second time would end what runs at its end."""
         for id in runs:
-            if id in self.running:
+            if id in self.running and not self.running[id][1].cancelling():
                 self.running[id][1].cancel("canceled")
 
     def release(self) -> None:

@@ -20,7 +20,7 @@ class Said(msgspec.Struct):
     outcomes: list[Settled] = []
     lines: list[Line] = []
     records: list[Record] = []
-    commits: list[Durable] = []  # who waits until the records are durable
+    commits: list[tuple[str, Durable]] = []  # runs that wait until their records are durable
 
     def of(self, run: str) -> Said:
         return Said(
@@ -77,7 +77,7 @@ class News:
             return
         self.next.records.append(record)
         if durable is not None:
-            self.next.commits.append(durable)
+            self.next.commits.append((record["run"], durable))
             self.changed.set()
 
     def take(self) -> Said:
@@ -85,10 +85,10 @@ class News:
         self.under_way.update(record["run"] for record in said.records)
         return said
 
-    def heard(self, said: Said) -> None:
-        """It is durable."""
-        for durable in said.commits:
-            if not durable.done():
+    def heard(self, said: Said, lost: set[str]) -> None:
+        """It is durable, but for what was said of lost runs: these don't go on."""
+        for run, durable in said.commits:
+            if run not in lost and not durable.done():
                 durable.set_result(None)
         for run in {record["run"] for record in said.records}:
             self.under_way.discard(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 Work = Coroutine[Any, Any, Any]
@@ -23,25 +24,35 @@ class Watch:
 
     def __init__(self) -> None:
         self.awake = 1
-        self.all_sleep = asyncio.Event()
+        self.quiet = asyncio.get_running_loop().create_future()
 
     def _sleep(self) -> None:
         self.awake -= 1
-        if not self.awake:
-            self.all_sleep.set()
+        if not self.awake and not self.quiet.done():
+            self.quiet.set_result(None)
+
+    @property
+    def all_sleep(self) -> bool:
+        """Now: what was so a moment ago may have ended, because a time was over."""
+        if self.awake and self.quiet.done():
+            self.quiet = asyncio.get_running_loop().create_future()
+        return not self.awake
 
     def spawn(self, group: Group, key: Any, work: Work) -> None:
         self.awake += 1
-        group.tasks[asyncio.create_task(self._child(group, work))] = key
+        task = asyncio.create_task(work)
+        task.add_done_callback(partial(self._ended, group))
+        group.tasks[task] = key
 
-    async def _child(self, group: Group, work: Work) -> Any:
-        try:
-            return await work
-        finally:
-            if group.sleeps:
-                group.sleeps = False
-            else:
-                self.awake -= 1
+    def _ended(self, group: Group, task: asyncio.Task[Any]) -> None:
+        """A callback, because a task that is canceled before it began runs no line of its own.
+        It may come late, when the parent has seen the end already, and sleeps for others."""
+        if group.sleeps and task in group.tasks:
+            group.sleeps = False
+        else:
+            self._sleep()
+        if not task.cancelled():
+            task.exception()  # heard, even if another one's is what counts
 
     async def first(self, group: Group) -> list[tuple[Any, asyncio.Task[Any]]]:
         """Sleeps until some of the tasks have ended: these, with their keys."""
@@ -56,10 +67,17 @@ class Watch:
         return sorted(((group.tasks.pop(task), task) for task in done), key=lambda one: str(one[0]))
 
     async def abandon(self, group: Group) -> None:
+        """Ends its tasks, and returns when they have, even if it is told to stop meanwhile."""
+        told: asyncio.CancelledError | None = None
         for task in group.tasks:
             task.cancel()
-        if group.tasks:
-            await asyncio.wait(group.tasks)
+        while left := [task for task in group.tasks if not task.done()]:
+            try:
+                await asyncio.wait(left)
+            except asyncio.CancelledError as error:
+                told = error
+        if told is not None:
+            raise told
 
     async def for_ever(self) -> None:
         self._sleep()

@@ -1,14 +1,15 @@
--- Four roles and two schemas: the ground that facts and verbs stand on.
+-- Five roles and two schemas: the ground that facts and verbs stand on.
 --
 --   orc_owner    owns both schemas and all in them; migrations and definer verbs run as it
 --   orc_api      calls the verbs of the HTTP service; row-level security is meant for it
 --   orc_worker   calls the verbs of workers, schedulers and relays
 --   orc_reader   reads views and facts, changes nothing: for people and dashboards
+--   orc_sql      records the step that its statement belongs to: for the login of sql.query
 --
 -- None can log in. A login gets what it needs by membership (`grant orc_reader to grafana`); grants
 -- on a single view or verb don't survive the next deploy, membership does.
 -- Whoever installs needs CREATEROLE and CREATE on the database, no more. It becomes a member of all
--- four, so that `set role orc_api` works. A deploy after that needs only the membership.
+-- five, so that `set role orc_api` works. A deploy after that needs only the membership.
 --
 -- Roles belong to the whole server, so another database may be making the same ones at this moment:
 -- one of the two then fails on a unique index or on a tuple that is updated concurrently, and runs
@@ -27,7 +28,8 @@ begin
     values ('orc_owner', 'Owns the facts and verbs of Orchestrator; migrations run as it.'),
            ('orc_api', 'Calls the verbs of the HTTP service of Orchestrator.'),
            ('orc_worker', 'Calls the verbs of the workers, schedulers and relays of Orchestrator.'),
-           ('orc_reader', 'Reads the views and facts of Orchestrator.')
+           ('orc_reader', 'Reads the views and facts of Orchestrator.'),
+           ('orc_sql', 'Records steps of sql.query in Orchestrator, and can do nothing else there.')
   loop
     if to_regrole(v_role) is null then
       execute format('create role %I nologin', v_role);
@@ -41,8 +43,8 @@ exception when insufficient_privilege then
   raise exception using errcode = 'insufficient_privilege',
     message = format('role %s can neither make nor join the roles of Orchestrator: %s', v_me, sqlerrm),
     hint = format('let someone who may run: create role orc_owner; create role orc_api; '
-                  'create role orc_worker; create role orc_reader (those that are missing); '
-                  'grant orc_owner, orc_api, orc_worker, orc_reader to %I', v_me);
+                  'create role orc_worker; create role orc_reader; create role orc_sql (those that are missing); '
+                  'grant orc_owner, orc_api, orc_worker, orc_reader, orc_sql to %I', v_me);
 end $$;
 
 do $$
@@ -74,6 +76,7 @@ begin
   perform set_config('role', 'orc_owner', true);
   comment on schema orchestrator is 'Facts of Orchestrator: tables, and the functions that they need.';
   grant usage on schema orchestrator, orc to orc_api, orc_worker, orc_reader;
+  grant usage on schema orc to orc_sql;
   alter default privileges revoke execute on functions from public;
   perform set_config('role', v_me, true);
 end $$;

@@ -22,19 +22,21 @@ comment on function orc._level(text) is 'A level that a line may have.';
 -- Steps of any number of runs of one worker, in one statement. A step that has succeeded, or was skipped,
 -- stays as it is; one that had started, failed or waited is what is said of it last. Lines that were
 -- written before it come with it: said again, neither changes anything.
+-- What was said is joined by hash, as a loop in a loop over it costs its square; a lateral join stays a loop,
+-- so rows of tables are looked up one by one.
 create function orc._record_steps(worker uuid, steps jsonb) returns uuid[]
-language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_stale uuid[];
 begin
-  with said as materialized (
-    select distinct on (s.tenant, s.run, s.epoch, s.step) s.*
-    from rows from (jsonb_to_recordset(steps) as (
+  with words as materialized (
+    select * from rows from (jsonb_to_recordset(steps) as (
       tenant text, run uuid, epoch integer, step text, attempt integer, state text, seconds double precision, arguments jsonb,
       output jsonb, error jsonb, lines jsonb)) with ordinality
-      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, nth)
+      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, nth)),
+  said as materialized (
+    select distinct on (s.tenant, s.run, s.epoch, s.step) s.* from words s
     order by s.tenant, s.run, s.epoch, s.step, s.nth desc),
   held as materialized (
     select h.* from (select distinct tenant, run, s.epoch from said s order by tenant, run) as o
@@ -55,13 +57,17 @@ begin
         finished_at = excluded.finished_at, arguments = coalesce(excluded.arguments, t.arguments), output = excluded.output,
         error = excluded.error
     where t.state not in ('succeeded', 'skipped')
-      and (t.epoch, t.attempt, t.state) is distinct from (excluded.epoch, excluded.attempt, excluded.state)
-    returning t.tenant_id, t.run_id, t.step_id),
+      and (t.epoch, t.attempt, t.state, t.error)
+        is distinct from (excluded.epoch, excluded.attempt, excluded.state, excluded.error)
+    returning t.tenant_id, t.run_id, t.epoch, t.step_id),
   written as (
     insert into orchestrator.log (tenant_id, run_id, level, message, facts)
     select r.tenant_id, r.run_id, orc._level(l.level), left(coalesce(l.message, ''), 10000), l.facts
-    from recorded r join said s on s.tenant = r.tenant_id and s.run = r.run_id and s.step = r.step_id and s.lines is not null
-    cross join lateral jsonb_to_recordset(s.lines) as l(level text, message text, facts jsonb))
+    from recorded r join words s on s.tenant = r.tenant_id and s.run = r.run_id and s.epoch = r.epoch
+      and s.step = r.step_id and s.lines is not null
+    cross join lateral rows from (jsonb_to_recordset(s.lines) as (level text, message text, facts jsonb)) with ordinality
+      as l(level, message, facts, place)
+    order by s.nth, l.place)
   select array_agg(distinct s.run) into v_stale from said s
   where not exists (select from held h where h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch);
   return v_stale;
@@ -90,7 +96,7 @@ comment on function orc.recorded_steps(jsonb) is 'What was recorded of runs, by 
 grant execute on function orc.recorded_steps(jsonb) to orc_worker;
 
 create function orc._write_log(worker uuid, lines jsonb) returns void
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 begin
   with said as materialized (
     select * from jsonb_to_recordset(lines) as l(tenant text, run uuid, epoch integer, level text, message text, facts jsonb)),

@@ -209,3 +209,35 @@ begin
   perform orc._audit(tenant, 'weigh_tenant', tenant, jsonb_build_object('weight', weight));
 end $$;
 comment on function orc.weigh_tenant(text, double precision) is 'Sets a tenant''s share of the workers while others have work, too.';
+
+-- A step that a crash left unknown, and that waits for a word (`on_unknown: ask`). It must wait: a run that
+-- works would park after the word, and not hear it.
+create function orc.resolve_step(tenant text, run uuid, step text, became text, output jsonb default null) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_error jsonb;
+begin
+  if became is null or became not in ('succeeded', 'failed', 'undone') then
+    perform orc._invalid('A step succeeded, failed or is undone', 'became');
+  end if;
+  perform from orchestrator.due_work d where d.tenant_id = tenant and d.run_id = run and d.state = 'waiting' for update;
+  if not found then
+    perform orc._conflict('The run doesn''t wait', run::text, 'try again when it does');
+  end if;
+  v_error := jsonb_build_object('type', 'unknown', 'message', became || ', somebody said', 'decided', true);
+  update orchestrator.step s
+  set state = case became when 'succeeded' then 'succeeded' when 'undone' then 'failed' else 'unknown' end,
+      finished_at = case when became <> 'failed' then orchestrator.now() end,
+      output = case became when 'succeeded' then coalesce(resolve_step.output, 'null') end,
+      error = case when became <> 'succeeded' then v_error end
+  where s.tenant_id = tenant and s.run_id = run and s.step_id = step and s.state = 'unknown'
+    and s.error ->> 'decided' is null;
+  if not found then
+    perform orc._not_found('No such step is unknown', step, 'orchestrator.step lists what is recorded');
+  end if;
+  perform orc._audit(tenant, 'resolve_step', run::text, jsonb_build_object('step', step, 'became', became));
+  perform orc.wake_run(tenant, run);
+end $$;
+comment on function orc.resolve_step(text, uuid, text, text, jsonb) is
+  'Says what became of a step that a crash left unknown: it succeeded with this output, it failed, or it is undone and done again.';
+grant execute on function orc.resolve_step to orc_api;

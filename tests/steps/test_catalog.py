@@ -178,6 +178,7 @@ async def test_an_endpoint_that_is_late_or_absent_may_be_tried_again(
     late = await book.call("shop.price")
     assert late == Retry("timeout", "shop.price took longer than 0.1 s")
     endpoint.server.close()
+    book.has(over_http(url, timeout_seconds=10))
     absent = await book.call("shop.price")
     assert isinstance(absent, Retry)
     assert absent.type == "communication"

@@ -1,0 +1,26 @@
+"""Where in its run a list of steps is, and what these see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Frame(msgspec.Struct):
+    """What the steps of a list see, and where in the run they are: `orders[2]/`."""
+
+    scope: dict[str, Any]
+    place: str = ""
+
+    def inside(self, place: str) -> Frame:
+        return Frame(self.scope, place + "/")
+
+    def round(self, place: str, **names: Any) -> Frame:
+        """Another time round a loop: the steps are the same, and so is what they leave."""
+        return Frame({**self.scope, **names}, f"{place}/")
+
+    def item(self, place: str, **names: Any) -> Frame:
+        """One of many: what its steps leave is its own."""
+        own = {"steps": dict(self.scope["steps"]), "state": dict(self.scope["state"])}
+        return Frame({**self.scope, **own, **names}, f"{place}/")
