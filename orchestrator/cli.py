@@ -274,6 +274,17 @@ def bench(
 
 
 @app.command()
+def guide(topic: Annotated[str, typer.Argument(help="None: what there is.")] = "") -> None:
+    """Print a page of the guide, or list them."""
+    from . import guide as pages
+
+    try:
+        pages.show(topic)
+    except LookupError as error:
+        raise typer.BadParameter(str(error), param_hint="topic") from None
+
+
+@app.command()
 def version() -> None:
     """Say which version this is."""
     print(f"orchestrator {__version__}")

@@ -11,8 +11,9 @@ import sys
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
-from orchestrator import cli, db
+from orchestrator import cli, db, guide
 from orchestrator.errors import Unfit
 
 
@@ -75,6 +76,25 @@ def test_a_wrong_password_is_one_line_without_it(database: str) -> None:
 def test_check_is_quiet_and_verbs_are_listed(database: str) -> None:
     assert run("check", DATABASE_URL=database).stdout == "every invariant holds\n"
     assert "whoami" in run("verbs", DATABASE_URL=database).stdout
+
+
+def test_the_guide_lists_its_pages_and_prints_one_as_it_stands() -> None:
+    listed = run("guide").stdout
+    assert all(topic in listed for topic in guide.topics())
+    assert run("guide", "durability").stdout == guide.page("durability")
+    done = run("guide", "tool")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "did you mean tools?" in done.stderr
+
+
+def test_in_a_terminal_a_page_is_set_by_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = CliRunner().invoke(cli.app, ["guide", "tools"]).output
+    assert "# Tools" in said
+    monkeypatch.setattr(guide, "_in_terminal", lambda: True)
+    said = CliRunner().invoke(cli.app, ["guide", "tools"]).output
+    assert "Tools" in said
+    assert "# Tools" not in said
+    assert "```" not in said
 
 
 def test_status_names_server_and_schema(database: str) -> None:

@@ -25,7 +25,7 @@ VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "po
 TOOLS = ["expr", "guard", "openapi", "httpd", "secrets"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
-TOP = ["devpg", "schema", "bench", "demo", "up", "cli"]
+TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]
 
 RANKS = {
     **dict.fromkeys(FOUNDATION, 0),

@@ -64,6 +64,8 @@ def test_the_wheel_has_every_sql_file_and_page_and_nothing_else(wheel: Path) -> 
     assert sql <= names
     web = {str(p.relative_to(ROOT)) for p in (ROOT / "orchestrator" / "web").glob("*.*")}
     assert web <= names
+    guide = {str(p.relative_to(ROOT)) for p in (ROOT / "orchestrator" / "guide").glob("*.md")}
+    assert guide <= names
     assert all(name.startswith("orchestrator/") for name in names)
     assert not [name for name in names if "test" in name or "__pycache__" in name]
 
@@ -72,6 +74,8 @@ def test_the_installed_package_is_not_this_checkout(clean: Path) -> None:
     where = run(clean / "python", "-c", "import orchestrator; print(orchestrator.__file__)")
     assert str(ROOT) not in where
     assert run(clean / "orc", "version") == run(clean / "orchestrator", "version")
+    page = (ROOT / "orchestrator" / "guide" / "tools.md").read_text()
+    assert run(clean / "orc", "guide", "tools") == page
 
 
 def test_the_schema_is_installed_from_the_wheel(clean: Path, empty_database: str) -> None:
