@@ -402,12 +402,14 @@ UNTOLD = {"secrets", "sql.query"}
 """What the README tells."""
 
 
-def test_the_tools_page_names_every_tool_and_every_type_of_error() -> None:
-    page = guide.page("tools")
-    assert {name for name in builtins() if f"\n## `{name}`" not in page} == UNTOLD & {*builtins()}
+def test_every_tool_has_its_section_and_every_type_of_error_is_told() -> None:
+    pages = guide.page("tools") + guide.page("waits")
+    assert {name for name in builtins() if f"\n## `{name}`" not in pages} == UNTOLD & {*builtins()}
     assert set(document.ERRORS) - named("tools", "Errors") == set()
 
 
 def test_an_unknown_topic_names_the_known_ones() -> None:
-    with pytest.raises(LookupError, match=r"did you mean tools.*pipelines, expressions, tools"):
+    with pytest.raises(
+        LookupError, match=r"did you mean tools.*pipelines, expressions, tools, durability, waits"
+    ):
         guide.page("tool")

@@ -27,4 +27,4 @@ def run(event: Event, context: Context) -> Outcome:
     return Done({"topic": event.topic})
 
 
-KIND = Kind("event.emit", Event, run)
+KIND = Kind("event.emit", Event, run, stores=True)

@@ -28,4 +28,4 @@ def run(child: Child, context: Context) -> Park:
     return Park("a child run", wait=asked)
 
 
-KIND = Kind("flow.run", Child, run)
+KIND = Kind("flow.run", Child, run, stores=True)
