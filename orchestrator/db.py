@@ -194,7 +194,7 @@ async def _over_deploys(connection: Connection, work: Callable[[], Awaitable[T]]
             return await work()
 
 
-def _statement(verb: str, arguments: dict[str, Any]) -> tuple[sql.Composed, dict[str, Any]]:
+def _statement(verb: str, arguments: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
     given = {
         name: _adapted(value) for name, value in arguments.items() if value is not msgspec.UNSET
     }
@@ -202,13 +202,14 @@ def _statement(verb: str, arguments: dict[str, Any]) -> tuple[sql.Composed, dict
 
 
 @cache
-def _text(verb: str, names: tuple[str, ...]) -> sql.Composed:
+def _text(verb: str, names: tuple[str, ...]) -> bytes:
     arguments = [
         sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in names
     ]
-    return sql.SQL("select * from orc.{}({})").format(
+    text = sql.SQL("select * from orc.{}({})").format(
         sql.Identifier(verb), sql.SQL(", ").join(arguments)
     )
+    return text.as_bytes(None)  # psycopg caches what it makes of bytes
 
 
 def _adapted(value: Any) -> Any:
