@@ -203,10 +203,13 @@ declare
   v_tenants text[];
   v_parents uuid[];
 begin
-  perform from orc._ended(tenants, runs, parents) as u
-  join orchestrator.wait w on w.tenant_id = u.tenant and w.run_id in (u.run, u.parent)
-  where w.state = 'waiting' and (w.run_id = u.run or w.child_run = u.run)
-  order by w.tenant_id, w.run_id, w.step_id for update of w;
+  perform from (
+    select u.tenant, u.run as ended, its.run from orc._ended(tenants, runs, parents) as u
+    cross join lateral (values (u.run), (u.parent)) as its(run) order by u.tenant, its.run) as o
+  cross join lateral (
+    select from orchestrator.wait w
+    where w.tenant_id = o.tenant and w.run_id = o.run and w.state = 'waiting' and (o.run = o.ended or w.child_run = o.ended)
+    order by w.step_id for update) as l;
   update orchestrator.wait w set state = 'canceled', is_called = false
   from orc._ended(tenants, runs, parents) as u
   where w.tenant_id = u.tenant and w.run_id = u.run and w.state = 'waiting';

@@ -244,6 +244,8 @@ async def test_a_login_that_may_do_too_much_is_refused(
     ask: Ask, login: str, database: str, grant: str, words: str
 ) -> None:
     execute(database, grant.replace("{}", name_of(login)))
+    if "noinherit" in grant and execute(database, "show server_version_num") < [("160000",)]:
+        words = "grant orc_sql to"  # before 16 a role inherits all of its memberships, or none
     error = await ask(COUNT, ["x"], retry=1)
     assert (error["type"], words in error["message"]) == ("configuration", True), error
     assert execute(database, "select count(*) from public.deed") == [(0,)]
