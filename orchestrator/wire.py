@@ -174,7 +174,7 @@ def unkeepable(
         return f"it isn't JSON: {error}"
     if len(data) > limit:
         return f"it has {len(data):,} bytes, and the limit is {limit:,}"
-    if len(data) > 300 and VAST.search(data):
+    if len(data) > 300 and VAST.search(data) and VAST.search(STRINGS.sub(b"", data)):
         return "it has a number over 1e308"
     if b"\\u0000" in data and NUL.search(data):
         return "it has a NUL character"

@@ -165,8 +165,6 @@ def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
 def _check_cache(step: Step, kind: Kind) -> None:
     if not kind.recorded or kind.records_itself:
         raise LookupError(f"step {step.path}: what {kind.name} answers isn't cached")
-    if step.cache and any(path[0] == "secrets" for path in step.cache.key.references):
-        raise LookupError(f"step {step.path}: the key of a cache takes no secret")
 
 
 def _flatten(plan: Plan) -> None:

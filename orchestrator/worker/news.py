@@ -17,7 +17,7 @@ Line = dict[str, Any]
 Durable = asyncio.Future[None]
 
 LARGE = 65_536
-MOST_BYTES = 16_777_216
+MOST_BYTES = 4_194_304
 """Of large values in one exchange, unless one has more: it has to end within its timeout."""
 
 

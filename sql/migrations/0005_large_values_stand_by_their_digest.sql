@@ -16,7 +16,7 @@ comment on table orchestrator.value is 'Large values of steps and runs, by diges
 comment on column orchestrator.value.tenant_id is 'Whose it is.';
 comment on column orchestrator.value.day is 'The first id of the day (UTC) on which its runs were made.';
 comment on column orchestrator.value.digest is 'The SHA-256 of its text, as jsonb writes it.';
-comment on column orchestrator.value.bytes is 'How many bytes that text has.';
+comment on column orchestrator.value.bytes is 'How large it is, in bytes of its binary form.';
 comment on column orchestrator.value.body is 'The value.';
 comment on column orchestrator.value.created_at is 'When it was first stored.';
 grant select on orchestrator.value to orc_reader;
@@ -46,7 +46,7 @@ alter table orchestrator.run
   add constraint a_large_output_stands_elsewhere check ((output_digest is null) = (output_bytes is null)
                                                         and (output is null or output_digest is null));
 comment on column orchestrator.run.output_digest is 'Of an output that is too large for this row: orc.value has it.';
-comment on column orchestrator.run.output_bytes is 'How large that output is, as text.';
+comment on column orchestrator.run.output_bytes is 'How large that output is, in bytes of its binary form.';
 
 alter table orchestrator.step
   add column output_digest bytea,
@@ -55,5 +55,5 @@ alter table orchestrator.step
   add constraint a_large_output_stands_elsewhere check ((output_digest is null) = (output_bytes is null)
                                                         and (output is null or output_digest is null));
 comment on column orchestrator.step.output_digest is 'Of a value that is too large for this row: orc.value has it.';
-comment on column orchestrator.step.output_bytes is 'How large that value is, as text.';
+comment on column orchestrator.step.output_bytes is 'How large that value is, in bytes of its binary form.';
 comment on column orchestrator.step.is_cached is 'Whether its value came from the cache, and nothing was called.';

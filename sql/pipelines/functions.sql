@@ -79,7 +79,7 @@ begin
            v_now - make_interval(secs => least(greatest(s.seconds, 0), 1e8)),
            case when s.state in ('succeeded', 'failed', 'skipped') then v_now end, s.arguments,
            case when s.is_large then null else s.output end, s.error, case when s.is_large then orc._digest(s.output) end,
-           case when s.is_large then octet_length(s.output::text) end, coalesce(s.cached, false)
+           case when s.is_large then pg_column_size(s.output) end, coalesce(s.cached, false)
     from said s join held h on h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch
     on conflict (tenant_id, run_id, step_id) do update
     set epoch = excluded.epoch, attempt = excluded.attempt, state = excluded.state,
@@ -90,7 +90,7 @@ begin
     where t.state not in ('succeeded', 'skipped')
       and (t.epoch, t.attempt, t.state, t.error)
         is distinct from (excluded.epoch, excluded.attempt, excluded.state, excluded.error)
-    returning t.tenant_id, t.run_id, t.epoch, t.step_id),
+    returning t.tenant_id, t.run_id, t.epoch, t.step_id, t.output_digest),
   written as (
     insert into orchestrator.log (tenant_id, run_id, level, message, facts)
     select r.tenant_id, r.run_id, orc._level(l.level), left(coalesce(l.message, ''), 10000), l.facts
@@ -104,7 +104,8 @@ begin
          (select jsonb_agg(to_jsonb(s) - '{arguments,output,lines,cache}'::text[])
           from said s join recorded r on r.tenant_id = s.tenant and r.run_id = s.run and r.step_id = s.step
           where s.wait is not null or s.events is not null),
-         (select jsonb_agg(jsonb_build_object('tenant', s.tenant, 'run', s.run, 'output', s.output, 'cache', s.cache) order by s.nth)
+         (select jsonb_agg(jsonb_build_object('tenant', s.tenant, 'run', s.run, 'output', s.output,
+                                              'digest', encode(r.output_digest, 'hex'), 'cache', s.cache) order by s.nth)
           from said s join recorded r on r.tenant_id = s.tenant and r.run_id = s.run and r.step_id = s.step
           where s.is_large or s.cache is not null)
   into v_stale, v_more, v_kept;

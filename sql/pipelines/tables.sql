@@ -149,7 +149,7 @@ comment on table orchestrator.value is 'Large values of steps and runs, by diges
 comment on column orchestrator.value.tenant_id is 'Whose it is.';
 comment on column orchestrator.value.day is 'The first id of the day (UTC) on which its runs were made.';
 comment on column orchestrator.value.digest is 'The SHA-256 of its text, as jsonb writes it.';
-comment on column orchestrator.value.bytes is 'How many bytes that text has.';
+comment on column orchestrator.value.bytes is 'How large it is, in bytes of its binary form.';
 comment on column orchestrator.value.body is 'The value.';
 comment on column orchestrator.value.created_at is 'When it was first stored.';
 grant select on orchestrator.value to orc_reader;

@@ -30,15 +30,15 @@ create function orc._key_digest(tool text, key jsonb) returns bytea
 language sql immutable strict as $$ select orc._digest(jsonb_build_array(tool, key)) $$;
 comment on function orc._key_digest(text, jsonb) is 'Where the answer of a tool for a key stands in the cache.';
 
--- Of [{tenant, run, output, cache: {tool, key, seconds}}]: what is large, and what is to be cached.
+-- Of [{tenant, run, output, digest, cache: {tool, key, seconds}}]: what is large has its digest, and what is to be cached.
 -- The newer answer replaces an older one.
 create function orc._keep_values(listed jsonb) returns void
 language plpgsql set enable_seqscan = off as $$
 begin
   insert into orchestrator.value (tenant_id, day, digest, bytes, body)
-  select l.tenant, orc._day(l.run), orc._digest(l.output), octet_length(l.output::text), l.output
-  from jsonb_to_recordset(listed) as l(tenant text, run uuid, output jsonb)
-  where pg_column_size(l.output) > orc._inline_bytes()
+  select l.tenant, orc._day(l.run), decode(l.digest, 'hex'), pg_column_size(l.output), l.output
+  from jsonb_to_recordset(listed) as l(tenant text, run uuid, output jsonb, digest text)
+  where l.digest is not null
   order by 1, 2, 3
   on conflict do nothing;
   insert into orchestrator.cache as c (tenant_id, digest, tool, value, expires_at)
@@ -79,7 +79,7 @@ grant execute on function orc.value(text, bytea, uuid) to orc_api, orc_worker, o
 create function orc.cached(tenant text, tool text, key jsonb) returns table (value jsonb, expires_at timestamptz)
 language sql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
   select c.value, c.expires_at from orchestrator.cache c
-  where c.tenant_id = tenant and c.digest = orc._key_digest(tool, coalesce(key, 'null')) and c.expires_at > orchestrator.now()
+  where c.tenant_id = tenant and c.digest = orc._key_digest($2, coalesce($3, 'null')) and c.expires_at > orchestrator.now()
 $$;
 comment on function orc.cached(text, text, jsonb) is 'What a tool answered for a key, while that serves; no row: nothing.';
 grant execute on function orc.cached(text, text, jsonb) to orc_api, orc_worker;

@@ -64,13 +64,16 @@ begin
            flow_id, concurrency_key, input, case when is_large then null else its_output end,
            case when cancel_requested_at is null and outcome = 'failed' then coalesce(its_error, '{"type": "unknown"}')
                 else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds,
-           case when is_large then orc._digest(its_output) end, case when is_large then octet_length(its_output::text) end
-    from gone)
+           case when is_large then orc._digest(its_output) end, case when is_large then pg_column_size(its_output) end
+    from gone
+    returning tenant_id, id, output_digest)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
          array_agg(concurrency_key) filter (where concurrency_key is not null),
          array_agg(tenant_id) filter (where may_wait), array_agg(run_id) filter (where may_wait),
          array_agg(parent_id) filter (where may_wait),
-         jsonb_agg(jsonb_build_object('tenant', tenant_id, 'run', run_id, 'output', its_output)) filter (where is_large)
+         jsonb_agg(jsonb_build_object('tenant', tenant_id, 'run', run_id, 'output', its_output,
+           'digest', (select encode(e.output_digest, 'hex') from ended e where e.tenant_id = gone.tenant_id and e.id = gone.run_id)))
+           filter (where is_large)
   into finished, tenants, keys, v_tenants, v_runs, v_parents, v_kept from gone;
   if v_kept is not null then
     perform orc._keep_values(v_kept);

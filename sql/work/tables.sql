@@ -193,7 +193,7 @@ comment on column orchestrator.run.output is 'What came out.';
 comment on column orchestrator.run.error is 'Why it failed: type, message, and more.';
 comment on column orchestrator.run.labels is 'Words to find it by.';
 comment on column orchestrator.run.output_digest is 'Of an output that is too large for this row: orc.value has it.';
-comment on column orchestrator.run.output_bytes is 'How large that output is, as text.';
+comment on column orchestrator.run.output_bytes is 'How large that output is, in bytes of its binary form.';
 grant select on orchestrator.run to orc_reader;
 
 create table orchestrator.attempt (
@@ -260,7 +260,7 @@ comment on column orchestrator.step.arguments is 'What it was called with; secre
 comment on column orchestrator.step.output is 'Its value.';
 comment on column orchestrator.step.error is 'Why it failed.';
 comment on column orchestrator.step.output_digest is 'Of a value that is too large for this row: orc.value has it.';
-comment on column orchestrator.step.output_bytes is 'How large that value is, as text.';
+comment on column orchestrator.step.output_bytes is 'How large that value is, in bytes of its binary form.';
 comment on column orchestrator.step.is_cached is 'Whether its value came from the cache, and nothing was called.';
 grant select on orchestrator.step to orc_reader;
 
