@@ -30,7 +30,7 @@ ANSWER: dict[str, Any] = {
     "model": "m",
     "choices": [{"message": {"content": "four"}, "finish_reason": "stop"}],
 }
-CACHED = {"cache": {"key": "${params.k}", "ttl": "10m"}}
+CACHED: dict[str, Any] = {"cache": {"key": "${params.k}", "ttl": "10m"}}
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ async def test_a_completion_is_asked_for_once(make: Make, conn: db.Connection) -
             await crew.once()
             assert (await look(conn, id))["output"]["a"]["text"] == "four"
         await crew.end()
-        asked = [heard.json for heard in here.heard]
+        asked: list[Any] = [heard.json for heard in here.heard]
     assert [one["messages"][0]["content"] for one in asked] == ["2+2?", "2+2?", "3+1?"]
     assert not any("cache_seconds" in one for one in asked)
 
@@ -217,6 +217,6 @@ def test_the_digest_of_a_question_is_of_all_that_changes_the_answer() -> None:
 
     same = {digest(), digest(timeout=5), digest(cache_seconds=5)}
     assert same == {digest(prompt=None, messages=[{"role": "user", "content": "p"}])}
-    others = [{"model": "n"}, {"prompt": "q"}, {"temperature": 0}, {"max_tokens": 5}, {"url": "https://x"},
+    others: list[dict[str, Any]] = [{"model": "n"}, {"prompt": "q"}, {"temperature": 0}, {"max_tokens": 5}, {"url": "https://x"},
               {"response_format": {"type": "json_object"}}]  # fmt: skip
     assert len({*same, *(digest(**other) for other in others)}) == 1 + len(others)
