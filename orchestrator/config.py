@@ -62,6 +62,16 @@ def _count(text: str) -> int:
     return number
 
 
+MOST_VALUE = 67_108_864
+"""Bytes of a value: Postgres holds more, but one exchange has to carry it within its timeout."""
+
+
+def _value_limit(text: str) -> int:
+    if not 65_536 <= (number := int(text)) <= MOST_VALUE:
+        raise ValueError(f"must be 65,536 to {MOST_VALUE:,} bytes")
+    return number
+
+
 class Hidden(dict[str, Any]):
     """A mapping that doesn't show what it holds, and never changes."""
 
@@ -165,6 +175,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     shell_commands: tuple[str, ...] = ()  # programs that shell.run may run, as they are written
     mcp_servers_path: Path | None = None  # a file of MCP servers, in the format of MCP clients
     tool_catalog_path: Path | None = None
+    value_limit: int = 16_777_216  # bytes of a step's value, and of a run's output
     secrets: Hidden = Hidden()  # by name: what ORC_SECRET_<NAME> says
     secrets_key: Hidden = Hidden()  # by id: the keys of the table of secrets, 32 bytes each
     secrets_path: Path | None = None  # a folder with one file a secret
@@ -207,6 +218,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ORC_SQL_URL": ("sql_url", _database_url),
     "ORC_SMTP_URL": ("smtp_url", _url("smtp", "smtps")),
     "ORC_SHELL_COMMANDS": ("shell_commands", _names),
+    "ORC_VALUE_LIMIT": ("value_limit", _value_limit),
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""
 

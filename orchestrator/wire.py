@@ -164,15 +164,17 @@ LARGEST = 1 << 20
 VAST = re.compile(rb"[0-9]{309}")
 
 
-def unkeepable(value: Any) -> str | None:
+def unkeepable(
+    value: Any, limit: int = LARGEST, hook: Callable[[Any], Any] | None = None
+) -> str | None:
     """Why Postgres, or whoever reads it there, can't take a value; None when they can."""
     try:
-        data = encode(value)
+        data = msgspec.json.encode(value, enc_hook=hook)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return f"it isn't JSON: {error}"
-    if len(data) > LARGEST:
-        return f"it has {len(data):,} bytes, and the limit is {LARGEST:,}"
-    if len(data) > 300 and VAST.search(data):
+    if len(data) > limit:
+        return f"it has {len(data):,} bytes, and the limit is {limit:,}"
+    if len(data) > 300 and VAST.search(data) and VAST.search(STRINGS.sub(b"", data)):
         return "it has a number over 1e308"
     if b"\\u0000" in data and NUL.search(data):
         return "it has a NUL character"

@@ -51,6 +51,7 @@ set local search_path = pg_catalog;
 \ir pipelines/waits.sql
 \ir work/claim.sql
 \ir pipelines/events.sql
+\ir pipelines/values.sql
 \ir pipelines/functions.sql
 \ir pipelines/query.sql
 \ir work/settle.sql

@@ -114,3 +114,14 @@ def remember() -> str:
     os.unlink(place_of_run())
     os.unlink(place_of_run() + "-died")
     return f"it was {text}"
+
+
+def vast(ledger: str, length: int) -> str:
+    """A large answer; its worker dies a moment later, if `<ledger>.<run>` says so."""
+    me: Any = current.get()
+    token = Path(f"{ledger}.{me.run}")
+    if token.exists():
+        seconds = float(token.read_text())
+        token.unlink()
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return str(me.run)[-1] * length

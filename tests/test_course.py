@@ -511,9 +511,9 @@ async def test_an_output_that_is_too_large_fails_its_run_before_the_end(
     run: Runs, tool: Tool
 ) -> None:
     for name in ("a", "b"):
-        tool.answer(name, Done("x" * 600_000))
+        tool.answer(name, Done("x" * 9_000_000))
     error = await run.error(do("a"), do("b"), on_error=[do("e", "${error.type}")])
-    assert error["message"].startswith("its output can't be kept: it has 1,200,0")
+    assert error["message"].startswith("its output can't be kept: it has 18,000,0")
     assert tool.given[-1] == "validation"
 
 
@@ -530,7 +530,7 @@ async def test_a_result_that_cannot_be_kept_fails_its_step_and_the_worker_lives(
 ) -> None:
     tool = Tool(outside=outside)
     odd = {
-        "large": ("x" * 2_000_000, "bytes, and the limit is"),
+        "large": ("x" * 17_000_000, "bytes, and the limit is"),
         "nul": ("a\0b", "it has a NUL character"),
         "deep": (deep(5000), ""),
         "deepish": (deep(40), "nested deeper than 32 levels"),

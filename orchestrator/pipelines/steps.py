@@ -89,6 +89,8 @@ def _step(at: At, value: Any, home: Home, id: str, before: tuple[str, ...]) -> S
     is_use = isinstance(content, Use)
     if isinstance(content, Wait):  # which took the timeout for its own
         given.found.pop("timeout", None)
+    if not is_use and "cache" in given:
+        given.place("cache").say("value", "cache has a meaning only beside uses")
     return Step(
         id=id,
         path="/".join([*home.path, id]),

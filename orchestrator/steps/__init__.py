@@ -92,6 +92,7 @@ class Kind(msgspec.Struct, frozen=True):
     `records_itself`: it records its answer in the transaction of what it does, so what it did is
     never unknown; `output` and `schema` are then applied to what was recorded. `fixed`: arguments
     that aren't templates, because text that is put into them would become a part of a program.
+    `caches`: what its arguments ask to be cached by, and for how many seconds, or None.
     `stores`: what it's given becomes a fact of ours (the input of a run, an event), so it takes no
     secrets; pure kinds take none, either."""
 
@@ -105,6 +106,7 @@ class Kind(msgspec.Struct, frozen=True):
     records_itself: bool = False
     fixed: tuple[str, ...] = ()
     stores: bool = False
+    caches: Callable[[Any], tuple[Any, float] | None] | None = None
 
     @property
     def keeps_arguments(self) -> bool:

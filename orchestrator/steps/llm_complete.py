@@ -8,13 +8,18 @@ server only, and only that one may be in a private network.
 The URL is one of `…/v1/chat/completions`, `…/v1`, or what stands before `/v1`.
 
 Result: `{text, model, usage, finish_reason}`. `text` is "" when the model said nothing in words.
-There is no completion by callback and no cache here.
+There is no completion by callback here.
+
+`cache_seconds` lets an answer serve again, for the same tenant, model, server and question. Its
+key in the cache is `{model, question}`, the latter a SHA-256 as `question_digest` makes it. A
+`cache` beside the step counts instead, if there is one.
 
 429 is tried again after `Retry-After`, unless the account's quota is spent; 400 is `validation`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +29,9 @@ import msgspec
 from ..guard import Answer
 from . import Context, Done, Fail, Kind, Outcome
 from .answers import Unreadable, ask, json_of, verdict
+
+OURS = frozenset({"prompt", "url", "key", "timeout", "cache_seconds"})
+"""Fields that the server isn't sent as they are."""
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,6 +52,7 @@ class Prompt(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     url: str | None = None
     key: str | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
+    cache_seconds: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):
@@ -103,10 +112,22 @@ def endpoint(url: str) -> str:
 
 def _question(prompt: Prompt) -> dict[str, Any]:
     given = msgspec.to_builtins(prompt)
-    question = {name: given[name] for name in given.keys() - {"prompt", "url", "key", "timeout"}}
+    question = {name: given[name] for name in given.keys() - OURS}
     if prompt.prompt is not None:
         question["messages"] = [{"role": "user", "content": prompt.prompt}]
     return question
+
+
+def question_digest(prompt: Prompt) -> str:
+    """Of what is asked and of whom; the order of names doesn't matter."""
+    asked = [prompt.url and endpoint(prompt.url), _question(prompt)]
+    return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()
+
+
+def _caches(prompt: Prompt) -> tuple[dict[str, str], float] | None:
+    if prompt.cache_seconds is None:
+        return None
+    return {"model": prompt.model, "question": question_digest(prompt)}, prompt.cache_seconds
 
 
 async def _completed(answer: Answer) -> Outcome:
@@ -141,4 +162,4 @@ def _refused(answer: Answer, said: Any) -> Outcome:
     return outcome
 
 
-KIND = Kind("llm.complete", Prompt, run, outside=True, keyed=True)
+KIND = Kind("llm.complete", Prompt, run, outside=True, keyed=True, caches=_caches)

@@ -112,6 +112,7 @@ class Worker:
             for part in parts:
                 part.cancel()
             await asyncio.wait(parts, timeout=LAST_WORDS_SECONDS / 2)
+            await self.hands.desk.close()
             await close()
         if not self.hopeless.is_set():
             parts[0].result()

@@ -7,8 +7,9 @@ import inspect
 from typing import Any
 
 from ..steps import Context, Fail, Kind, Retry, current
-from ..wire import unkeepable
+from ..wire import LARGEST, unkeepable
 from .engine import Broken
+from .values import passing
 
 
 async def called(kind: Kind, arguments: Any, context: Context) -> Any:
@@ -30,7 +31,16 @@ async def called(kind: Kind, arguments: Any, context: Context) -> Any:
     return outcome
 
 
-def kept(value: Any, what: str = "result") -> Any:
-    if (why := unkeepable(value)) is not None:
-        raise Broken(Fail("validation", f"its {what} can't be kept: {why}"))
+WAYS_OUT = {
+    "result": "project what is wanted by `output`, or keep it elsewhere and answer where"
+    " (operators: ORC_VALUE_LIMIT)",
+    "output": "say by `output` what is wanted of it (operators: ORC_VALUE_LIMIT)",
+    "arguments": "give the tool a part of them, or where they are",
+}
+
+
+def kept(value: Any, what: str = "result", limit: int = LARGEST) -> Any:
+    if (why := unkeepable(value, limit, passing)) is not None:
+        hint = f"; {WAYS_OUT[what]}" if "the limit is" in why else ""
+        raise Broken(Fail("validation", f"its {what} can't be kept: {why}{hint}"))
     return value

@@ -46,8 +46,9 @@ from .engine import (
     settled,
 )
 from .frame import Frame
-from .memory import Memory
 from .news import Record
+from .reader import Reader
+from .values import Desk, within
 from .waits import Waits
 from .watch import Group, Watch
 
@@ -59,7 +60,7 @@ WHOLE = "/"
 """The place of the run itself: no step can have it."""
 
 
-class Course(Memory):
+class Course(Reader):
     def __init__(
         self,
         run: Run,
@@ -69,10 +70,9 @@ class Course(Memory):
         say: Callable[[Record], None],
         commit: Callable[[Record], Coroutine[Any, Any, None]],
         callback_key: bytes = b"",
+        desk: Desk | None = None,
     ) -> None:
-        super().__init__(run, records, say)
-        self.plan = plan
-        self.context = context
+        super().__init__(run, plan, context, records, say, desk)
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
         self.watch = Watch()
@@ -112,8 +112,7 @@ class Course(Memory):
             self.scope = scope_of(self.run, self.plan, self.context)
             self._recall(WHOLE)
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
-            output = whole.output.render(self.scope) if whole.output else self.context.steps
-            said.output = kept(output, "output")
+            said.output = await self._output(self.scope)
         except Exception as error:
             broken = failure(self.run, error)
             said = settled(self.run, broken.outcome, self.context, broken.error)
@@ -184,11 +183,13 @@ class Course(Memory):
 
     async def _step(self, step: Step, frame: Frame) -> None:
         """Leaves its value under its names, or breaks."""
-        state = frame.scope["state"][step.id] = {"status": "running", "attempt": 0, "error": None}
+        state = {"status": "running", "attempt": 0, "error": None, "cached": False}
+        frame.scope["state"][step.id] = state
         value: Any = None
         try:
             if self.records:
                 self._recall(frame.place + step.id)
+            await self._bring(step, frame)
             if step.condition is not None and not step.condition.holds(frame.scope):
                 state["status"] = "skipped"
             else:
@@ -274,7 +275,8 @@ class Course(Memory):
             if loop.proceed is not None and not loop.proceed.holds(around.scope):
                 return value
             value = await self._attempts(step, around, f"{place}[{index}]")
-            frame.scope["steps"][step.id] = value
+            value = frame.scope["steps"][step.id] = await self._whole(value)
+            await self._bring(step, frame)
             if loop.until is not None and loop.until.holds({**around.scope, "result": value}):
                 return value
         if loop.proceed is not None:
@@ -293,6 +295,7 @@ class Course(Memory):
                 return await self._within(limit, self._body(step, frame, place))
             except Exception as error:
                 broken = self._named(place, failure(self.run, error))
+            await self._bring(step, frame)
             is_last = attempt >= retry.attempts or not self._worth_it(step, frame, broken)
             if isinstance(step.body, Use) and (is_last or self._has_intent(step)):
                 state = "unknown" if isinstance(broken, Unknown) else "failed"
@@ -328,14 +331,14 @@ class Course(Memory):
                         break
             case Wait():
                 value = await self.waits.wait(step.body, frame.scope, place)
-        return self._shaped(step, frame, value)
+        return await self._shaped(step, frame, value)
 
     async def _race(self, branches: dict[str, Steps], frame: Frame, place: str) -> Any:
         """Run again, another branch might win: who won is recorded."""
         if (record := self.records.get(place)) is not None and record["state"] == "succeeded":
             return record["output"]
-        value = kept(await self._parallel(branches, True, frame.inside(place)))
-        self._record(place, "succeeded", 1, output=value)
+        value = await self._whole(await self._parallel(branches, True, frame.inside(place)))
+        self._record(place, "succeeded", 1, output=self._kept(value))
         return value
 
     async def _parallel(self, branches: dict[str, Steps], is_race: bool, frame: Frame) -> Any:
@@ -353,15 +356,6 @@ class Course(Memory):
             await self.watch.abandon(group)
         return {name: values[name] for name in branches}
 
-    def _shaped(self, step: Step, frame: Frame, value: Any) -> Any:
-        """Projected, checked against the schema, and small enough to keep."""
-        if step.output is not None:
-            value = step.output.render({**frame.scope, "result": value})
-        if step.schema is not None and (found := list(step.schema.problems(value))):
-            text = "; ".join(f"{one.pointer or '/'}: {one.message}" for one in found[:5])
-            raise Broken(Fail("validation", f"its result doesn't fit its schema: {text}"))
-        return kept(value)
-
     # Tools
 
     def _has_intent(self, step: Step) -> bool:
@@ -373,11 +367,16 @@ class Course(Memory):
         record = self.records.get(place)
         if record is not None and record["state"] == "succeeded":
             output = record["output"]
-            return self._shaped(step, frame, output) if tool.kind.records_itself else output
+            frame.scope["state"][step.id]["cached"] = bool(record.get("cached"))
+            return await self._shaped(step, frame, output) if tool.kind.records_itself else output
         self.tries[place] = attempt = self.tries[place] + 1
+        await self._bring(step, frame, within)
         arguments = await veil.arguments(tool, frame.scope, self.context)
         if record is not None and attempt == 1 and record["state"] in ("started", "unknown"):
             await self._weigh_unknown(step, tool, place)
+        cache = self._cache(step, tool, arguments, frame)
+        if found := await self._recalled(cache, place, attempt, frame.scope["state"][step.id]):
+            return found[0]
         context = msgspec.structs.replace(
             self.context,
             key=str(uuid5(UUID(self.run.id), place)),
@@ -391,14 +390,16 @@ class Course(Memory):
         began = time.monotonic()
         outcome = await veil.called(tool.kind, arguments, context)
         if isinstance(outcome, Park):
-            outcome = Done(await self.waits.parked(place, outcome, step.timeout))
+            answer = await self.waits.parked(place, outcome, step.timeout)
+            outcome = Done(await self.values.child(answer))
         if not isinstance(outcome, Done):
             raise Broken(outcome)
         if tool.kind.records_itself:
             self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
-        value = self._shaped(step, frame, outcome.value)
+        value = await self._shaped(step, frame, outcome.value)
         if tool.kind.recorded and not tool.kind.records_itself:
-            more = {"events": context.events} if context.events else {}
+            more: dict[str, Any] = {"events": context.events} if context.events else {}
+            more |= {"cache": cache} if cache else {}
             seconds = time.monotonic() - began
             self._record(place, "succeeded", attempt, output=value, seconds=seconds, **more)
         return value

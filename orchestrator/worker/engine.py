@@ -152,12 +152,19 @@ def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:
             raise LookupError(f"step {step.path}: {name} holds no `${{…}}`: pass values beside it")
     if kind.keeps_arguments and any(path[0] == "secrets" for path in use.arguments.references):
         raise LookupError(f"step {step.path}: {use.uses} keeps what it's given: it takes no secret")
+    if step.cache is not None:
+        _check_cache(step, kind)
     if not use.arguments.is_constant:
         return Tool(kind, use.arguments)
     try:
         return Tool(kind, use.arguments, converted(kind, use.arguments.render({})))
     except msgspec.ValidationError as error:
         raise LookupError(f"step {step.path}: {error}") from None
+
+
+def _check_cache(step: Step, kind: Kind) -> None:
+    if not kind.recorded or kind.records_itself:
+        raise LookupError(f"step {step.path}: what {kind.name} answers isn't cached")
 
 
 def _flatten(plan: Plan) -> None:

@@ -15,7 +15,8 @@ from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
-from .news import Durable, News, Record, Said
+from .news import Durable, News, Record, Said, packed
+from .values import Desk
 from .veil import veil_end, veil_record
 
 MOST_PIPELINES = 10_000
@@ -41,6 +42,7 @@ class Hands:
         self.given_up: list[Call] = []  # calls that didn't stop when they were told
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
         self.news = News(self.changed)
+        self.desk = Desk(config)
         self.callback_key = b""  # asked for when a pipeline needs it
         self.closing = False  # nothing new begins
         self.releasing = False  # and nothing goes on
@@ -108,7 +110,7 @@ class Hands:
         if run.id in self.running:  # under a lease that is stale, then
             self._lose(run.id)
         say, commit = partial(self._record, context), partial(self._commit, context)
-        course = Course(run, plan, context, records, say, commit, self.callback_key)
+        course = Course(run, plan, context, records, say, commit, self.callback_key, self.desk)
         task = asyncio.create_task(course.follow())
         self.running[run.id] = (run, task)
         task.add_done_callback(partial(self._ended, run, context))
@@ -119,7 +121,7 @@ class Hands:
         if self.running.get(run.id, (None,))[0] is not run:
             return  # the lease was lost meanwhile
         del self.running[run.id]
-        self._settle(self._said(run, context, task), context)
+        self._settle(self._said(run, context, task), context, is_pure=False)
 
     def _said(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> Settled:
         if not task.cancelled():
@@ -130,13 +132,20 @@ class Hands:
         log(f"attempt_{outcome}", run_id=run.id, attempt=run.attempt)
         return Settled(run.tenant, run.id, run.epoch, outcome)
 
-    def _settle(self, said: Settled, context: Context | None = None) -> None:
+    def _settle(
+        self,
+        said: Settled,
+        context: Context | None = None,
+        is_pure: bool = True,
+    ) -> None:
         place = {"tenant": said.tenant, "run": said.run, "epoch": said.epoch}
         lines: list[Any] = []
         if context is not None:
             lines = context.masks.value(context.lines)
             if context.vault:
                 veil_end(said, context.masks)
+        if not is_pure:
+            said.output = packed(said.output)
         self.news.end(said, [{**place, **line} for line in lines])
         if context is not None and said.error is not None:
             log("attempt_failed", "warning", run_id=said.run, attempt=context.attempt, **said.error)
@@ -150,6 +159,8 @@ class Hands:
             context.lines.clear()
         if context.vault:
             veil_record(record, context.masks)
+        if "output" in record:
+            record = {**record, "output": packed(record["output"])}
         self.news.record(record, durable)
 
     async def _commit(self, context: Context, record: Record) -> None:

@@ -198,7 +198,7 @@ class Waits:
             raise Broken(Fail("timeout", f"{park.waiting_for} took too long"))
         child = met["answer"] or {}
         if child.get("state", "succeeded") == "succeeded":
-            return child
+            return child  # its output may be a digest still
         error = child.get("error") or {}
         what = f"the child run {child.get('run_id', '')} {child['state']}".replace("  ", " ")
         kind = "canceled" if child["state"] == "canceled" else error.get("type", "runtime")

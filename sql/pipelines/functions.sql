@@ -54,14 +54,16 @@ declare
   v_now constant timestamptz := orchestrator.now();
   v_stale uuid[];
   v_more jsonb;
+  v_kept jsonb;
 begin
   with words as materialized (
     select * from rows from (jsonb_to_recordset(steps) as (
       tenant text, run uuid, epoch integer, step text, attempt integer, state text, seconds double precision, arguments jsonb,
-      output jsonb, error jsonb, lines jsonb, wait jsonb, events jsonb)) with ordinality
-      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events, nth)),
+      output jsonb, error jsonb, lines jsonb, wait jsonb, events jsonb, cache jsonb, cached boolean)) with ordinality
+      as s(tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events, cache, cached, nth)),
   said as materialized (
-    select distinct on (s.tenant, s.run, s.epoch, s.step) s.* from words s
+    select distinct on (s.tenant, s.run, s.epoch, s.step) s.*,
+           coalesce(pg_column_size(s.output) > orc._inline_bytes(), false) as is_large from words s
     order by s.tenant, s.run, s.epoch, s.step, s.nth desc),
   held as materialized (
     select h.* from (select distinct tenant, run, s.epoch from said s order by tenant, run) as o
@@ -71,20 +73,24 @@ begin
       for no key update) as h),
   recorded as (
     insert into orchestrator.step as t (
-      tenant_id, run_id, step_id, epoch, attempt, state, started_at, finished_at, arguments, output, error)
+      tenant_id, run_id, step_id, epoch, attempt, state, started_at, finished_at, arguments, output, error,
+      output_digest, output_bytes, is_cached)
     select s.tenant, s.run, s.step, s.epoch, coalesce(s.attempt, 1), s.state,
            v_now - make_interval(secs => least(greatest(s.seconds, 0), 1e8)),
-           case when s.state in ('succeeded', 'failed', 'skipped') then v_now end, s.arguments, s.output, s.error
+           case when s.state in ('succeeded', 'failed', 'skipped') then v_now end, s.arguments,
+           case when s.is_large then null else s.output end, s.error, case when s.is_large then orc._digest(s.output) end,
+           case when s.is_large then pg_column_size(s.output) end, coalesce(s.cached, false)
     from said s join held h on h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch
     on conflict (tenant_id, run_id, step_id) do update
     set epoch = excluded.epoch, attempt = excluded.attempt, state = excluded.state,
         started_at = case when t.epoch = excluded.epoch then coalesce(t.started_at, excluded.started_at) else excluded.started_at end,
         finished_at = excluded.finished_at, arguments = coalesce(excluded.arguments, t.arguments), output = excluded.output,
-        error = excluded.error
+        error = excluded.error, output_digest = excluded.output_digest, output_bytes = excluded.output_bytes,
+        is_cached = excluded.is_cached
     where t.state not in ('succeeded', 'skipped')
       and (t.epoch, t.attempt, t.state, t.error)
         is distinct from (excluded.epoch, excluded.attempt, excluded.state, excluded.error)
-    returning t.tenant_id, t.run_id, t.epoch, t.step_id),
+    returning t.tenant_id, t.run_id, t.epoch, t.step_id, t.output_digest),
   written as (
     insert into orchestrator.log (tenant_id, run_id, level, message, facts)
     select r.tenant_id, r.run_id, orc._level(l.level), left(coalesce(l.message, ''), 10000), l.facts
@@ -95,12 +101,19 @@ begin
     order by s.nth, l.place)
   select (select array_agg(distinct s.run) from said s
           where not exists (select from held h where h.tenant_id = s.tenant and h.run_id = s.run and h.epoch = s.epoch)),
-         (select jsonb_agg(to_jsonb(s) - '{arguments,output,lines}'::text[])
+         (select jsonb_agg(to_jsonb(s) - '{arguments,output,lines,cache}'::text[])
           from said s join recorded r on r.tenant_id = s.tenant and r.run_id = s.run and r.step_id = s.step
-          where s.wait is not null or s.events is not null)
-  into v_stale, v_more;
+          where s.wait is not null or s.events is not null),
+         (select jsonb_agg(jsonb_build_object('tenant', s.tenant, 'run', s.run, 'output', s.output,
+                                              'digest', encode(r.output_digest, 'hex'), 'cache', s.cache) order by s.nth)
+          from said s join recorded r on r.tenant_id = s.tenant and r.run_id = s.run and r.step_id = s.step
+          where s.is_large or s.cache is not null)
+  into v_stale, v_more, v_kept;
   if v_more is not null then
     perform orc._take_along(v_more);
+  end if;
+  if v_kept is not null then
+    perform orc._keep_values(v_kept);
   end if;
   return v_stale;
 end $$;
@@ -113,22 +126,24 @@ begin
   return query select unnest(orc._record_steps(worker, steps));
 end $$;
 comment on function orc.record_steps(uuid, jsonb) is
-  'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events}. Answers the runs whose lease was stale.';
+  'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events, cache, cached}. Answers the runs whose lease was stale.';
 grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
 
--- And its waits, with the events that they haven't looked at.
+-- And its waits, with the events that they haven't looked at. Large values only by digest and size: orc.value has them.
 create function orc.recorded_steps(wanted jsonb)
 returns table (
-  tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb)
+  tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb,
+  digest text, bytes integer, cached boolean)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
-         case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end
+         case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end,
+         encode(s.output_digest, 'hex'), s.output_bytes, s.is_cached
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.step s on s.tenant_id = a.tenant and s.run_id = a.run
   left join orchestrator.wait w on w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.step_id = s.step_id
   union all
-  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w)
+  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null, null, false
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run
   where not exists (select from orchestrator.step s

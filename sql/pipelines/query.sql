@@ -19,7 +19,8 @@ begin
   if not found then
     perform orc._gone('The lease of this run has ended', step->>'run', 'drop its work: somebody else has it, or it ended');
   end if;
-  select 'known', s.output into record_once.answer, record_once.output from orchestrator.step s
+  select 'known', case when s.output_digest is null then s.output else orc.value(s.tenant_id, s.output_digest, s.run_id) end
+  into record_once.answer, record_once.output from orchestrator.step s
   where s.tenant_id = step->>'tenant' and s.run_id = (step->>'run')::uuid and s.step_id = step->>'step' and s.state = 'succeeded';
   if not found then
     perform orc._record_steps(worker, jsonb_build_array(step || '{"state": "succeeded"}'));

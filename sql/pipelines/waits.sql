@@ -217,6 +217,7 @@ begin
     update orchestrator.wait w
     set state = 'met', is_called = true, answered_at = orchestrator.now(), answered_by = u.run::text,
         answer = (select jsonb_build_object('run_id', r.id, 'state', r.state, 'output', r.output, 'error', r.error)
+                         || jsonb_strip_nulls(jsonb_build_object('digest', encode(r.output_digest, 'hex'), 'bytes', r.output_bytes))
                   from orchestrator.run r where r.tenant_id = u.tenant and r.id = u.run)
     from orc._ended(tenants, runs, parents) as u
     where w.tenant_id = u.tenant and w.run_id = u.parent and w.child_run = u.run and w.state = 'waiting'

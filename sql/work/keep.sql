@@ -93,7 +93,12 @@ begin
       and not exists (select from orchestrator.due_work d where d.state = 'running' and d.worker_id = o.id)
     limit most for update skip locked);
   get diagnostics v_part = row_count;
+  v_all := v_all + v_part;
+  delete from orchestrator.cache c where (c.tenant_id, c.digest) in (
+    select o.tenant_id, o.digest from orchestrator.cache o
+    where o.expires_at <= orchestrator.now() order by o.expires_at limit most for update skip locked);
+  get diagnostics v_part = row_count;
   return v_all + v_part;
 end $$;
-comment on function orc.purge(integer) is 'Deletes dedupe keys and workers that no longer matter; history goes by partitions.';
+comment on function orc.purge(integer) is 'Deletes dedupe keys, cached answers and workers that no longer matter; history goes by partitions.';
 grant execute on function orc.purge(integer) to orc_worker;

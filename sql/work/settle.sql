@@ -44,6 +44,7 @@ declare
   v_tenants text[];
   v_runs uuid[];
   v_parents uuid[];
+  v_kept jsonb;
 begin
   with gone as (
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
@@ -51,23 +52,32 @@ begin
       and (o.outcome in ('succeeded', 'canceled') or d.cancel_requested_at is not null
            or o.outcome = 'failed' and (d.attempt >= d.max_attempts or o.retry is false))
     returning d.*, o.outcome, o.output as its_output, o.error as its_error,
-      d.epoch > 1 or d.parent_id is not null or o.outcome <> 'succeeded' or o.waits is not null as may_wait),
+      d.epoch > 1 or d.parent_id is not null or o.outcome <> 'succeeded' or o.waits is not null as may_wait,
+      coalesce(pg_column_size(o.output) > orc._inline_bytes(), false) as is_large),
   ended as (
     insert into orchestrator.run (
       tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
       max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, output, error, labels,
-      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds)
+      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, output_digest, output_bytes)
     select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, v_now, epoch, attempt,
            max_attempts, priority, case when cancel_requested_at is null then outcome else 'canceled' end, queue, kind,
-           flow_id, concurrency_key, input, its_output,
+           flow_id, concurrency_key, input, case when is_large then null else its_output end,
            case when cancel_requested_at is null and outcome = 'failed' then coalesce(its_error, '{"type": "unknown"}')
-                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds
-    from gone)
+                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds,
+           case when is_large then orc._digest(its_output) end, case when is_large then pg_column_size(its_output) end
+    from gone
+    returning tenant_id, id, output_digest)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
          array_agg(concurrency_key) filter (where concurrency_key is not null),
          array_agg(tenant_id) filter (where may_wait), array_agg(run_id) filter (where may_wait),
-         array_agg(parent_id) filter (where may_wait)
-  into finished, tenants, keys, v_tenants, v_runs, v_parents from gone;
+         array_agg(parent_id) filter (where may_wait),
+         jsonb_agg(jsonb_build_object('tenant', tenant_id, 'run', run_id, 'output', its_output,
+           'digest', (select encode(e.output_digest, 'hex') from ended e where e.tenant_id = gone.tenant_id and e.id = gone.run_id)))
+           filter (where is_large)
+  into finished, tenants, keys, v_tenants, v_runs, v_parents, v_kept from gone;
+  if v_kept is not null then
+    perform orc._keep_values(v_kept);
+  end if;
   if v_runs is not null then
     perform orc._end_waits(v_tenants, v_runs, v_parents);
   end if;

@@ -152,9 +152,13 @@ create table orchestrator.run (
   output jsonb,
   error jsonb,
   labels jsonb,
+  output_digest bytea,
+  output_bytes integer,
   constraint run_ends_once primary key (tenant_id, id),
   constraint state_is_a_final_one check (state in ('succeeded', 'failed', 'canceled', 'skipped')),
-  constraint a_failed_run_says_why check (state <> 'failed' or error is not null)
+  constraint a_failed_run_says_why check (state <> 'failed' or error is not null),
+  constraint a_large_output_stands_elsewhere check ((output_digest is null) = (output_bytes is null)
+                                                    and (output is null or output_digest is null))
 ) partition by range (id);
 create table orchestrator.run_default partition of orchestrator.run default;
 insert into orchestrator.partitioned (table_name, retention) values ('run', '90 days');
@@ -188,6 +192,8 @@ comment on column orchestrator.run.input is 'What went in.';
 comment on column orchestrator.run.output is 'What came out.';
 comment on column orchestrator.run.error is 'Why it failed: type, message, and more.';
 comment on column orchestrator.run.labels is 'Words to find it by.';
+comment on column orchestrator.run.output_digest is 'Of an output that is too large for this row: orc.value has it.';
+comment on column orchestrator.run.output_bytes is 'How large that output is, in bytes of its binary form.';
 grant select on orchestrator.run to orc_reader;
 
 create table orchestrator.attempt (
@@ -229,9 +235,14 @@ create table orchestrator.step (
   arguments jsonb,
   output jsonb,
   error jsonb,
+  output_digest bytea,
+  output_bytes integer,
+  is_cached boolean not null default false,
   constraint step_is_recorded_once primary key (tenant_id, run_id, step_id),
   constraint state_of_a_step_is_known check (state in ('started', 'waiting', 'succeeded', 'failed', 'skipped', 'unknown')),
-  constraint a_step_ends_with_its_state check ((finished_at is null) = (state in ('started', 'waiting', 'unknown')))
+  constraint a_step_ends_with_its_state check ((finished_at is null) = (state in ('started', 'waiting', 'unknown'))),
+  constraint a_large_output_stands_elsewhere check ((output_digest is null) = (output_bytes is null)
+                                                    and (output is null or output_digest is null))
 ) partition by range (run_id);
 create table orchestrator.step_default partition of orchestrator.step default;
 insert into orchestrator.partitioned (table_name, retention) values ('step', '90 days');
@@ -248,6 +259,9 @@ comment on column orchestrator.step.finished_at is 'When it ended.';
 comment on column orchestrator.step.arguments is 'What it was called with; secrets stand by their names.';
 comment on column orchestrator.step.output is 'Its value.';
 comment on column orchestrator.step.error is 'Why it failed.';
+comment on column orchestrator.step.output_digest is 'Of a value that is too large for this row: orc.value has it.';
+comment on column orchestrator.step.output_bytes is 'How large that value is, in bytes of its binary form.';
+comment on column orchestrator.step.is_cached is 'Whether its value came from the cache, and nothing was called.';
 grant select on orchestrator.step to orc_reader;
 
 create table orchestrator.log (

@@ -4,15 +4,16 @@ create view orc.runs as
 select r.id, r.tenant_id, r.kind, r.task_id, r.flow_id, r.state, r.attempt, r.max_attempts, r.queue, r.priority,
        nullif(r.due_at, 'infinity') as due_at,
        orchestrator.id_time(r.id) as created_at, r.started_at, r.finished_at, r.worker_id, null::timestamptz as leased_until,
-       r.pipeline_id, r.concurrency_key, r.retry_of, r.labels, r.input, r.output, r.error
+       r.pipeline_id, r.concurrency_key, r.retry_of, r.labels, r.input, r.output, r.error,
+       r.output_digest, r.output_bytes
 from orchestrator.run r
 union all
 select d.run_id, d.tenant_id, d.kind, d.task_id, d.flow_id, d.state, d.attempt, d.max_attempts, d.queue, d.priority,
        nullif(d.due_at, 'infinity'), orchestrator.id_time(d.run_id), d.started_at, null, d.worker_id,
        (select w.expires_at from orchestrator.worker w where w.id = d.worker_id),
-       d.pipeline_id, d.concurrency_key, d.retry_of, d.labels, d.input, null, d.error
+       d.pipeline_id, d.concurrency_key, d.retry_of, d.labels, d.input, null, d.error, null, null
 from orchestrator.due_work d;
-comment on view orc.runs is 'Every run: live and finished halves as one.';
+comment on view orc.runs is 'Every run: live and finished halves as one. A large output is read by orc.value(tenant_id, output_digest).';
 
 create view orc.ready as select * from orc.runs where state = 'ready';
 comment on view orc.ready is 'Runs that a worker may take now.';
@@ -69,9 +70,10 @@ select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt,
               select from orchestrator.due_work d
               where d.tenant_id = s.tenant_id and d.run_id = s.run_id and d.epoch = s.epoch and d.state = 'running')
             then 'unknown' else s.state end as state,
-       s.started_at, s.finished_at, s.arguments, s.output, s.error
+       s.started_at, s.finished_at, s.arguments, s.output, s.error,
+       s.output_digest, s.output_bytes, s.is_cached
 from orchestrator.step s;
-comment on view orc.steps is 'Recorded steps. One that had started when its worker was lost is unknown: nobody saw its answer.';
+comment on view orc.steps is 'Recorded steps. One that had started when its worker was lost is unknown: nobody saw its answer. A large value is read by orc.value(tenant_id, output_digest).';
 
 grant select on orc.runs, orc.ready, orc.running, orc.waiting, orc.dead_letters, orc.failures, orc.queues, orc.workers,
   orc.attempts, orc.steps to orc_reader;
