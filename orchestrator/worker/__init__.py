@@ -353,10 +353,12 @@ class Worker:
         if not self.hands.callback_key and self.hands.signs(runs):
             self.hands.callback_key = bytes((await line.call_one("callback_key"))["callback_key"])
         rows: list[db.Row] = []
+        begun: list[db.Row] = []
         if again := self.hands.taken_up(runs):
-            wanted = [{"tenant": run.tenant, "run": run.id} for run in again]
-            rows = await line.call("recorded_steps", wanted=wanted)
-        self.hands.begin(runs, rows)
+            rows = await line.call("recorded_steps", wanted=named(again))
+        if old := self.hands.looking_back(again):
+            begun = await line.call("begun_work", wanted=named(old))
+        self.hands.begin(runs, rows, begun)
 
     def _pace(self, found: int, want: int) -> None:
         if found:
@@ -382,6 +384,10 @@ class Worker:
                 return
         with suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), pause)
+
+
+def named(runs: list[Run]) -> list[dict[str, str]]:
+    return [{"tenant": run.tenant, "run": run.id} for run in runs]
 
 
 async def main(

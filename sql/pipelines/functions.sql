@@ -116,19 +116,38 @@ comment on function orc.record_steps(uuid, jsonb) is
   'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events}. Answers the runs whose lease was stale.';
 grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
 
--- And its waits, with the events that they haven't looked at.
+-- A try of a run is over when it failed and is tried again; a park, a release and a lost lease don't end it.
+create function orc.begun_work(wanted jsonb)
+returns table (run_id uuid, began_at timestamptz, attempt_began_at timestamptz, tried integer, is_canceled boolean)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+  select d.run_id, b.began_at, b.attempt_began_at, coalesce(b.tried, 0), d.cancel_requested_at is not null
+  from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
+  join orchestrator.due_work d on d.tenant_id = a.tenant and d.run_id = a.run
+  cross join lateral (
+    select min(t.started_at) as began_at, min(t.started_at) filter (where t.attempt = d.attempt and t.outcome <> 'retried') as attempt_began_at,
+           max(t.epoch) filter (where t.outcome = 'retried') as tried
+    from orchestrator.attempt t where t.tenant_id = d.tenant_id and t.run_id = d.run_id) as b
+$$;
+comment on function orc.begun_work(jsonb) is
+  'What was before of runs that are taken up, by [{tenant, run}]: when they began, which claim ended the try before this one, and whether they are canceled.';
+grant execute on function orc.begun_work(jsonb) to orc_worker;
+
+-- And its waits, with the events that they haven't looked at. Arguments are for calls that are made again.
 create function orc.recorded_steps(wanted jsonb)
 returns table (
-  tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb)
+  tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb,
+  arguments jsonb)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
-         case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end
+         case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end,
+         case when s.state in ('started', 'failed', 'unknown') then s.arguments end
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.step s on s.tenant_id = a.tenant and s.run_id = a.run
   left join orchestrator.wait w on w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.step_id = s.step_id
   union all
-  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w)
+  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run
   where not exists (select from orchestrator.step s
