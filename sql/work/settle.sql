@@ -122,7 +122,7 @@ begin
          array_agg(orc._list_lane(tenant_id, queue, priority)::text) filter (where state = 'ready'),
          array_agg(run_id) filter (where state = 'waiting')
   into put_back, tenants, keys, v_listed, v_parked from back;
-  if v_parked is not null and outcomes @? '$[*].waits[*]' then
+  if v_parked is not null and outcomes @? '$[*].waits' then
     perform orc._stand_at_waits(outcomes, v_parked);
   end if;
 end $$;
