@@ -13,6 +13,7 @@ from test_course_durable import is_in, sole
 
 from orchestrator import db
 from orchestrator.steps import Fail, Retry
+from orchestrator.worker import attempts
 
 AGAIN = Retry("communication", "not now")
 BOOM = Fail("conflict", "boom")
@@ -338,3 +339,59 @@ async def test_a_canceled_run_waits_for_nothing_even_while_its_finally_is_due(
     await crew.once(tool.kind)
     assert ((await look(conn, id))["state"], tool.calls) == ("canceled", ["f"])
     assert (await steps_of(conn, id))["f"]["state"] == "succeeded"
+
+
+# Beside branches that work
+
+
+async def answer(conn: db.Connection, run: str, kind: str) -> None:
+    if kind == "event":
+        await db.call(conn, "emit_event", tenant="t", topic="x", payload=1)
+        await db.call(conn, "emit_event", tenant="t", topic="x", payload=2)
+    elif kind == "approval":
+        await db.call(conn, "approve_run", tenant="t", run=run, step="p/w")
+
+
+WAITS: dict[str, dict[str, Any]] = {
+    "for": {"for": "300ms"},
+    "event": {"event": {"topic": "x", "match": "event.payload == 2"}},
+    "approval": {"approval": {}},
+    "expired": {"callback": {}, "timeout": "300ms", "on_timeout": "continue"},
+}
+
+
+@pytest.mark.parametrize("kind", WAITS)
+async def test_a_branch_goes_on_when_its_wait_is_met_while_another_one_works(
+    crew: Crew, conn: db.Connection, tool: Tool, kind: str
+) -> None:
+    tool.hold("busy")
+    branches = {"x": [{"id": "w", "wait": WAITS[kind]}, do("next")], "y": [do("busy")]}
+    id = await start(conn, {"id": "p", "parallel": {"branches": branches}})
+    crew.worker(tool.kind)
+    await until(lambda: recorded(conn, id, "p/w"))
+    await answer(conn, id, kind)
+    await until(lambda: "next" in tool.calls)
+    assert tool.inside == ["busy"]
+    tool.free()
+    assert (await ends(conn, id))["state"] == "succeeded"
+    assert await outcomes(conn, id) == ["succeeded"]
+
+
+async def recorded(conn: db.Connection, run: str, step: str) -> bool:
+    return step in await steps_of(conn, run)
+
+
+async def test_a_pause_beside_a_branch_that_works_ends_in_time(
+    crew: Crew, conn: db.Connection, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "PATIENCE_SECONDS", 0.0)
+    tool.hold("busy")
+    tool.answer("a", AGAIN)
+    retry = {"attempts": 2, "delay": 0.2, "jitter": 0}
+    branches = {"x": [do("a", retry=retry)], "y": [do("busy")]}
+    id = await start(conn, {"id": "p", "parallel": {"branches": branches}})
+    crew.worker(tool.kind)
+    await until(lambda: tool.calls.count("a") == 2)
+    assert tool.inside == ["busy"]
+    tool.free()
+    assert (await ends(conn, id))["state"] == "succeeded"

@@ -192,6 +192,23 @@ class Hands:
             said = Settled(run.tenant, run.id, run.epoch, "failed")
             self._settle(unstorable(said, error))
 
+    # Waits
+
+    def listening(self) -> list[dict[str, str]]:
+        """Waits of runs that don't park, as other branches are at work."""
+        return [
+            {"tenant": course.run.tenant, "run": id, "step": place}
+            for id, course in self.courses.items()
+            if course.waits.ears and course.watch.awake and self.news.is_silent(id)
+            for place in course.waits.ears
+        ]
+
+    def tell(self, heard: list[db.Row]) -> None:
+        for row in heard:
+            course = self.courses.get(str(row["run_id"]))
+            if course is not None:
+                course.waits.tell(row["step_id"], row["wait"])
+
     # Ends
 
     def cancel(self, runs: list[str]) -> None:

@@ -1,8 +1,9 @@
 """What the steps of a run stand at: times, events, callbacks, people, other runs.
 
-A wait is written down when its step is reached, and answered in the database. The answer is heard
-when the run is taken up again: a run all of whose steps stand still parks, and goes on at once when
-something came meanwhile. What fits an event's `match` is decided here, in batches.
+A wait is written down when its step is reached, and answered in the database. A run all of whose
+steps stand still parks, and goes on at once when something came meanwhile: the answer is heard when
+it is taken up again. While other branches are at work, the worker asks for answers every second.
+What fits an event's `match` is decided here, in batches.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Waits:
         self.record = record
         self.key = key
         self.asleep: dict[str, Park] = {}
+        self.ears: dict[str, asyncio.Future[Record]] = {}  # of waits that may be met meanwhile
         self.stands: dict[str, dict[str, Any]] = {}  # with how far events were looked at
         self.limits: list[datetime] = []  # of what is being done
         self.any = any(record.get("wait") for record in records.values())
@@ -93,7 +95,6 @@ class Waits:
             await self.watch.for_ever()
         finally:
             del self.asleep[place]
-            self.stands.pop(place, None)
 
     async def met(
         self, place: str, asked: Asked, words: str, fits: Callable[[Any], bool] | None = None
@@ -103,20 +104,43 @@ class Waits:
         record = self.records.get(place) or {}
         state = "unknown" if asked["kind"] == "unknown" else "waiting"
         found = record.get("wait") if record.get("state") in (None, "failed", state) else None
-        cursor: dict[str, Any] = {}
         if found is None:
             reached = {**asked, "reached": time.monotonic()}
             self.record(place, state, 1, wait=reached, error=record.get("error"))
-        elif found["state"] != "waiting":
+        self.stands[place] = {}
+        try:
+            while found is None or (answer := self._answer(found, place, fits)) is None:
+                found = await self._hear(place, Park(words))
+            return answer
+        finally:
+            self.stands.pop(place)
+
+    def _answer(
+        self, found: Record, place: str, fits: Callable[[Any], bool] | None
+    ) -> Record | None:
+        if found["state"] != "waiting":
             return dict(found)
-        elif asked["kind"] == "event":
+        if found["kind"] == "event":
             for event in found["events"]:
                 if fits is None or fits(event):
                     return {"state": "met", "event": event}
-            cursor = {"upto": found["upto"], "after": found["after"]}
-        self.stands[place] = cursor
-        await self.sleep(place, Park(words))
-        raise AssertionError("it sleeps for ever")
+            self.stands[place] = {"upto": found["upto"], "after": found["after"]}
+        return None
+
+    async def _hear(self, place: str, park: Park) -> Record:
+        """What the worker hears of it while other branches are at work. If all sleep, the run
+        parks, and is told when it is taken up."""
+        self.asleep[place] = park
+        self.ears[place] = ear = asyncio.get_running_loop().create_future()
+        try:
+            return await self.watch.asleep(ear)
+        finally:
+            del self.asleep[place], self.ears[place]
+
+    def tell(self, place: str, wait: Record) -> None:
+        ear = self.ears.get(place)
+        if ear is not None and not ear.done():
+            ear.set_result(wait)
 
     # Waits of the language
 

@@ -156,6 +156,25 @@ $$;
 comment on function orc.recorded_steps(jsonb) is 'What was recorded of runs, by [{tenant, run}]: a worker that goes on with them asks once.';
 grant execute on function orc.recorded_steps(jsonb) to orc_worker;
 
+-- For runs whose other branches are at work; what is parked needs no one to ask.
+create function orc.heard_waits(wanted jsonb) returns table (tenant_id text, run_id uuid, step_id text, wait jsonb)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+begin
+  perform orc._expire_waits(array_agg(a.tenant), array_agg(a.run))
+  from (select distinct tenant, run from jsonb_to_recordset(wanted) as a(tenant text, run uuid)) as a;
+  perform orc._end_batches(wanted);
+  return query
+    select w.tenant_id, w.run_id, w.step_id, orc._wait_as_json(w)
+    from jsonb_to_recordset(wanted) as a(tenant text, run uuid, step text)
+    join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run and w.step_id = a.step
+    where w.state <> 'waiting' or w.kind = 'event' and exists (select from orc._candidates(w, 1));
+end $$;
+comment on function orc.heard_waits(jsonb) is
+  'Of waits by [{tenant, run, step}], those that have ended or have events to look at: a worker asks while other branches of their runs are at work.';
+grant execute on function orc.heard_waits(jsonb) to orc_worker;
+
 create function orc._write_log(worker uuid, lines jsonb) returns void
 language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
 begin
