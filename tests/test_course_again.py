@@ -258,6 +258,27 @@ async def test_a_group_that_is_tried_again_gives_its_steps_all_their_attempts(
     assert tool.calls == ["a"] * 4
 
 
+async def test_a_pause_that_its_group_ended_is_no_pause_of_the_next_attempt_of_the_group(
+    crew: Crew, conn: db.Connection, tool: Tool
+) -> None:
+    tool.answer("a", AGAIN, AGAIN)
+    tool.answer("b", AGAIN)
+    tool.hold("b")
+    group = [tried("a", 2, needs=[]), do("b", needs=[])]
+    retry = {"attempts": 2, "delay": "30m", "jitter": 0}
+    id = await start(conn, {"id": "g", "steps": group, "retry": retry})
+    crew.worker(tool.kind)
+    await until(lambda: recorded(conn, id, "g/a"))
+    tool.free()
+    for calls in (1, 2):
+        await parks(conn, id)
+        assert tool.calls.count("a") == calls
+        await an_hour_passes(conn, id)
+        await until(lambda calls=calls: tool.calls.count("a") > calls)  # type: ignore[misc]
+    assert (await ends(conn, id))["state"] == "succeeded"
+    assert tool.calls.count("a") == 3
+
+
 # Cancel
 
 
