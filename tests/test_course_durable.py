@@ -326,7 +326,7 @@ async def test_an_attempt_that_is_known_to_have_failed_is_not_unknown(
     """Its worker goes while it waits for the next one."""
     tool = Tool(outside=True)
     tool.answer("a", Retry("communication", "not now"))
-    id = await start(conn, do("a", 1, retry={"attempts": 2, "delay": 60, "jitter": 0}))
+    id = await start(conn, do("a", 1, retry={"attempts": 2, "delay": 2, "jitter": 0}))
     worker = crew.worker(tool.kind)
 
     async def failed() -> bool:
@@ -462,7 +462,9 @@ async def test_a_run_that_comes_back_under_a_new_lease_ends_the_old_one(
     tool.hold("a")
     id = "019aa000-0000-7000-8000-000000000001"
     for epoch in (1, 2):
-        hands.begin([Run("t", id, epoch, 1, 9, "p", None, None, "now")], [])
+        hands.begin(
+            [Run("t", id, epoch, 1, 9, "p", None, None, "2026-11-21T00:00:00+00:00")], [], []
+        )
         await until(lambda epoch=epoch: len(tool.calls) == epoch)  # type: ignore[misc]
     await until(lambda: tool.stopped == ["a"])
     tool.free("a")

@@ -81,12 +81,11 @@ EVERYTHING: Document = {
          "catch": {"errors": ["runtime"], "steps": [
              {"id": "sorry", "uses": "log.write", "with": {"message": "${error.message}"}}]}},
         {"id": "each", "for_each": "steps.look.days", "max_parallel": 4, "max_failures": 1,
-         "if": "size(steps.look.days) > 0", "resources": [
-             {"pool": "inbox", "select": "free", "as": "box", "hold": "run"}],
+         "if": "size(steps.look.days) > 0",
          "steps": [{"id": "one", "uses": "set", "with": {"day": "${item}", "n": "${index}"}},
                    {"id": "two", "uses": "set", "with": {"v": "${steps.one.day}"}}]},
         {"id": "poll", "uses": "t.poll", "until": "result.done || index > 3",
-         "max_iterations": 10, "with": {"box": "${pool.box}"}},
+         "max_iterations": 10},
         {"id": "both", "needs": ["look"], "parallel": {"mode": "race", "branches": {
             "left": [{"id": "l", "uses": "set"}], "right": [{"id": "r", "uses": "set"}]}}},
         {"id": "choose", "needs": ["both", "poll"], "switch": [
@@ -349,7 +348,7 @@ MEANING: list[tuple[Any, str, str]] = [
     (one(schema={"$ref": "#/$defs/x"}), "/pipeline/0/schema", "schema"),
     (one(schema={"pattern": "("}), "/pipeline/0/schema/pattern", "schema"),
     (one(schema={"description": "x" * 70_000}), "/pipeline/0/schema", "size"),
-    (one(resources=[{"pool": "p"}, {"pool": "p"}]), "/pipeline/0/resources/1", "duplicate"),
+    (one(resources=[{"pool": "inbox", "as": "box"}]), "/pipeline/0/resources", "unsupported"),
     (of(plain(), inputs={"n": {"type": "integer", "default": "x"}}), "/inputs/n/default", "schema"),
     (of(plain(), inputs={"n": {"type": "integer"}}, params={"n": "x"}), "/params/n", "schema"),
     (of(plain(), inputs={"city": {}}, params={"citi": "x"}), "/params/citi", "unknown_field"),
@@ -556,7 +555,6 @@ def test_the_engine_gets_every_field() -> None:
         frozenset(["runtime"]), "look/sorry")  # fmt: skip
     assert each.each is not None
     assert (each.each.max_parallel, each.each.max_failures) == (4, 1)
-    assert (each.resources[0].name, each.resources[0].hold) == ("box", "run")
     assert poll.loop is not None
     assert (poll.loop.proceed, poll.loop.max_iterations) == (None, 10)
     assert isinstance(both.body, types.Parallel)

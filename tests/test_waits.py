@@ -379,6 +379,20 @@ async def test_a_child_that_fails_fails_its_step_and_can_be_caught(
     assert (await look(conn, odd))["error"]["type"] == "validation"
 
 
+async def test_a_wait_that_is_over_wakes_its_run_no_more(crew: Crew, conn: db.Connection) -> None:
+    child = {"id": "c", "uses": "flow.run", "with": {"pipeline": [{"uses": "set"}]}}
+    races = {"a": [child], "b": [{"id": "w", "wait": {"event": {"topic": "x"}}}]}
+    race = {"id": "r", "parallel": {"branches": races, "mode": "race"}}
+    run = await enqueue(conn, race, {"id": "nap", "wait": {"for": "7d"}})
+    await crew.once()
+    await db.call(conn, "meet_events")
+    await crew.once()
+    assert (await look(conn, run))["state"] == "waiting"
+    await db.call(conn, "emit_event", tenant="t", topic="x")
+    assert (await db.call_one(conn, "meet_events"))["meet_events"] == 0
+    assert (await wait_of(Work(conn), run, "r/w"))["state"] == "canceled"
+
+
 async def test_a_child_that_is_not_awaited_is_named_at_once(
     crew: Crew, conn: db.Connection
 ) -> None:

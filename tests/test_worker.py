@@ -309,7 +309,7 @@ async def test_a_run_that_is_canceled_before_its_first_line_is_said_to_be_cancel
     kinds = {"gate": gate.kind}
     hands = Hands(make.config(), kinds)
     hands.plans["t", "p"] = compile({"pipeline": [GATED]}, kinds)
-    hands.begin([Run("t", "r", 1, 1, 1, "p", None, None, "now")], [])
+    hands.begin([Run("t", "r", 1, 1, 1, "p", None, None, "2026-11-21T00:00:00+00:00")], [], [])
     hands.cancel(["r"])
     await until(lambda: hands.news)
     assert (hands.news.take().outcomes[0].outcome, hands.running) == ("canceled", {})

@@ -114,6 +114,10 @@ def loop(given: Fields) -> Loop | None:
 
 
 def resources(at: At, value: Any) -> tuple[Resource, ...]:
+    """They are read for what else may be wrong, and refused: nothing leases them yet."""
+    if isinstance(value, list) and value:
+        way_out = "take resources out; concurrency_key limits how many runs go at once"
+        at.say("unsupported", "pools are not in this release", way_out)
     found: dict[str, Resource] = {}
     for place, item in items(at, value):
         given = fields(place, item, ("pool", "select", "as", "hold"))

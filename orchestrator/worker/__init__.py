@@ -40,6 +40,9 @@ BATCH = 500
 EAGER_SECONDS = 0.05
 """How long an idle worker looks every few milliseconds, before it asks for hints."""
 
+ASKING_SECONDS = 1.0
+"""How often it asks what waits have met, of runs whose other branches are at work."""
+
 EMPTY_PAGES = 16
 """A claim looks at 64 tenants: so many looks in a row find nothing before the worker rests."""
 
@@ -72,6 +75,7 @@ class Worker:
         self.lease: Lease | None = None
         self.talkers: list[Line] = []
         self.asked_for = 0  # slots that a claim under way may fill
+        self.asked_at = 0.0  # for what waits have met
         self.talking = 0  # exchanges under way
         self.in_doubt = False
         self.next_tenant: str | None = None
@@ -253,6 +257,7 @@ class Worker:
                 return
             if self.in_doubt and not self.talking:
                 await self._reconcile(line)
+            await self._ask(line)
             want, found = self._want(), False
             if self.hands.news or want:
                 found = await self._exchange(line, want)
@@ -260,6 +265,13 @@ class Worker:
                 return
             if not (found or self.hands.news or self._over):
                 await self._rest(line)
+
+    async def _ask(self, line: Line) -> None:
+        if time.monotonic() - self.asked_at < ASKING_SECONDS:
+            return
+        self.asked_at = time.monotonic()
+        if wanted := self.hands.listening():
+            self.hands.tell(await line.call("heard_waits", wanted=wanted))
 
     async def _help(self, line: Line) -> None:
         while True:
@@ -354,10 +366,12 @@ class Worker:
         if not self.hands.callback_key and self.hands.signs(runs):
             self.hands.callback_key = bytes((await line.call_one("callback_key"))["callback_key"])
         rows: list[db.Row] = []
+        begun: list[db.Row] = []
         if again := self.hands.taken_up(runs):
-            wanted = [{"tenant": run.tenant, "run": run.id} for run in again]
-            rows = await line.call("recorded_steps", wanted=wanted)
-        self.hands.begin(runs, rows)
+            rows = await line.call("recorded_steps", wanted=named(again))
+        if old := self.hands.looking_back(again):
+            begun = await line.call("begun_work", wanted=named(old))
+        self.hands.begin(runs, rows, begun)
 
     def _pace(self, found: int, want: int) -> None:
         if found:
@@ -383,6 +397,10 @@ class Worker:
                 return
         with suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), pause)
+
+
+def named(runs: list[Run]) -> list[dict[str, str]]:
+    return [{"tenant": run.tenant, "run": run.id} for run in runs]
 
 
 async def main(

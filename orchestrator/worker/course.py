@@ -9,7 +9,6 @@ is not executed again, everything else is computed anew and comes out the same.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -30,8 +29,9 @@ from ..pipelines.document import (
     Use,
     Wait,
 )
-from ..steps import Context, Done, Fail, Park, Retry
+from ..steps import Context, Done, Fail, Park
 from . import veil
+from .attempts import Attempts
 from .calls import kept
 from .engine import (
     Broken,
@@ -46,21 +46,18 @@ from .engine import (
     settled,
 )
 from .frame import Frame
+from .limits import WHOLE
+from .memory import NO_PAST, Past
 from .news import Record
-from .reader import Reader
 from .values import Desk, within
-from .waits import Waits
-from .watch import Group, Watch
+from .watch import Group
 
 MOST_ITEMS = 10_000
 AFTERMATH_SECONDS = 30.0
 """How long `finally` may take when its run is canceled."""
 
-WHOLE = "/"
-"""The place of the run itself: no step can have it."""
 
-
-class Course(Reader):
+class Course(Attempts):
     def __init__(
         self,
         run: Run,
@@ -70,19 +67,20 @@ class Course(Reader):
         say: Callable[[Record], None],
         commit: Callable[[Record], Coroutine[Any, Any, None]],
         callback_key: bytes = b"",
+        past: Past = NO_PAST,
         desk: Desk | None = None,
     ) -> None:
-        super().__init__(run, plan, context, records, say, desk)
+        super().__init__(run, plan, context, records, say, callback_key, past, desk)
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
-        self.watch = Watch()
-        self.waits = Waits(run, records, self.watch, self._record, callback_key)
+        self.weighed: set[str] = set()  # calls whose outcome nobody knew
 
     # Life
 
     async def follow(self) -> Settled:
-        limit = min(filter(None, (self.run.timeout, self.plan.pipeline.timeout)), default=None)
-        main = asyncio.create_task(self._main(limit))
+        if self.past.is_canceled:
+            return await self._only_finally()
+        main = asyncio.create_task(self._main())
         try:
             while not (main.done() or self.watch.all_sleep):
                 await asyncio.wait((main, self.watch.quiet), return_when=asyncio.FIRST_COMPLETED)
@@ -105,14 +103,36 @@ class Course(Reader):
             task.cancel()
             await asyncio.wait((task,))
 
-    async def _main(self, limit: float | None) -> Settled:
+    async def _only_finally(self) -> Settled:
+        """It was canceled while it wasn't running. `finally` sees what is on record."""
+        self.is_replay = True
+        replay = asyncio.create_task(self._replay())
+        await asyncio.wait(
+            (replay, self.watch.quiet),
+            timeout=AFTERMATH_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await self._end(replay)
+        self.is_replay = False
+        await self._canceled()
+        return Settled(self.run.tenant, self.run.id, self.run.epoch, "canceled")
+
+    async def _replay(self) -> None:
+        with suppress(Exception):
+            self.scope = scope_of(self.run, self.plan, self.context)
+            await self._list(self.plan.pipeline.steps, Frame(self.scope))
+
+    async def _main(self) -> Settled:
         said = Settled(self.run.tenant, self.run.id, self.run.epoch, "succeeded")
         whole = self.plan.pipeline
         try:
             self.scope = scope_of(self.run, self.plan, self.context)
             self._recall(WHOLE)
+            limit = self._whole_limit()
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
             said.output = await self._output(self.scope)
+            if limit and whole.finally_:
+                self._record(WHOLE, "succeeded", 1)  # what comes after it has time
         except Exception as error:
             broken = failure(self.run, error)
             said = settled(self.run, broken.outcome, self.context, broken.error)
@@ -123,17 +143,6 @@ class Course(Reader):
             await self._aftermath(whole.on_error, "on_error", said.error)
         await self._aftermath(whole.finally_, "finally", said.error)
         return said
-
-    async def _within(self, seconds: float | None, work: Coroutine[Any, Any, Any]) -> Any:
-        if seconds is None:
-            return await work
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                return await work
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise Broken(Retry("timeout", f"longer than {seconds:g} s")) from None
 
     async def _aftermath(self, steps: Steps, name: str, error: dict[str, Any] | None) -> None:
         """What runs after the end. Its failures are lines in the log: the end stands."""
@@ -193,18 +202,13 @@ class Course(Reader):
             if step.condition is not None and not step.condition.holds(frame.scope):
                 state["status"] = "skipped"
             else:
-                total = None if isinstance(step.body, Wait) else step.timeout.total
-                value = await self._within(total, self._times(step, frame))
+                value = await self._within(self._total_limit(step, frame), self._times(step, frame))
                 state["status"] = "succeeded"
         except Exception as error:
             broken = self._named(frame.place + step.id, failure(self.run, error))
             state |= {"status": "failed", "error": broken.error}
             value = await self._caught(step, frame, broken)
         self._keep(step, frame, value, state["status"] != "skipped")
-
-    def _named(self, place: str, broken: Broken) -> Broken:
-        broken.step = broken.step or place
-        return broken
 
     def _keep(self, step: Step, frame: Frame, value: Any, ran: bool) -> None:
         steps = frame.scope["steps"]
@@ -283,35 +287,7 @@ class Course(Reader):
             return value
         raise Broken(Fail("runtime", f"not so after {loop.max_iterations} iterations"))
 
-    # Attempts
-
-    async def _attempts(self, step: Step, frame: Frame, place: str) -> Any:
-        retry, attempt = step.retry, 0
-        while True:
-            attempt += 1
-            frame.scope["state"].setdefault(step.id, {})["attempt"] = attempt
-            try:
-                limit = None if isinstance(step.body, Wait) else step.timeout.attempt
-                return await self._within(limit, self._body(step, frame, place))
-            except Exception as error:
-                broken = self._named(place, failure(self.run, error))
-            await self._bring(step, frame)
-            is_last = attempt >= retry.attempts or not self._worth_it(step, frame, broken)
-            if isinstance(step.body, Use) and (is_last or self._has_intent(step)):
-                state = "unknown" if isinstance(broken, Unknown) else "failed"
-                self._record(place, state, self.tries[place], error=broken.error)
-            if is_last:
-                raise broken
-            wish = broken.outcome.delay if isinstance(broken.outcome, Retry) else None
-            await asyncio.sleep(max(wish or 0, retry.delay_after(attempt, random.random())))
-
-    def _worth_it(self, step: Step, frame: Frame, broken: Broken) -> bool:
-        retry = step.retry
-        if retry.errors is not None and broken.error["type"] not in retry.errors:
-            return False
-        if retry.when is not None:
-            return retry.when.holds({**frame.scope, "error": broken.error})
-        return retry.errors is not None or isinstance(broken.outcome, Retry)
+    # Bodies
 
     async def _body(self, step: Step, frame: Frame, place: str) -> Any:
         match step.body:
@@ -330,6 +306,8 @@ class Course(Reader):
                         value = await self._list(case.steps, frame.inside(place))
                         break
             case Wait():
+                if self.is_replay and not self._has_succeeded(place):
+                    await self.watch.for_ever()
                 value = await self.waits.wait(step.body, frame.scope, place)
         return await self._shaped(step, frame, value)
 
@@ -358,10 +336,6 @@ class Course(Reader):
 
     # Tools
 
-    def _has_intent(self, step: Step) -> bool:
-        """Whether what it does is written down before."""
-        return step.on_unknown is not None or self.plan.tools[step.path].kind.outside
-
     async def _use(self, step: Step, frame: Frame, place: str) -> Any:
         tool = self.plan.tools[step.path]
         record = self.records.get(place)
@@ -369,10 +343,17 @@ class Course(Reader):
             output = record["output"]
             frame.scope["state"][step.id]["cached"] = bool(record.get("cached"))
             return await self._shaped(step, frame, output) if tool.kind.records_itself else output
+        if self.is_replay and tool.kind.recorded:
+            await self.watch.for_ever()
         self.tries[place] = attempt = self.tries[place] + 1
-        await self._bring(step, frame, within)
-        arguments = await veil.arguments(tool, frame.scope, self.context)
-        if record is not None and attempt == 1 and record["state"] in ("started", "unknown"):
+        if place not in self.given:
+            await self._bring(step, frame, within)
+            self.given[place] = tool.template.render(frame.scope)
+        given = self.given[place]
+        arguments = await veil.arguments(tool, given, self.context)
+        is_open = record is not None and record["state"] in ("started", "unknown")
+        if is_open and place not in self.weighed:
+            self.weighed.add(place)
             await self._weigh_unknown(step, tool, place)
         cache = self._cache(step, tool, arguments, frame)
         if found := await self._recalled(cache, place, attempt, frame.scope["state"][step.id]):
@@ -385,8 +366,10 @@ class Course(Reader):
             events=[],
         )
         if self._has_intent(step):
-            shown = kept(veil.shown(tool, arguments, frame.scope, self.context), "arguments")
-            await self.commit(self._said(place, "started", attempt, arguments=shown))
+            shown = given if self.context.vault else arguments
+            more = {"arguments": kept(veil.shown(shown, self.context), "arguments")}
+            before = self.failures.get(place)  # it says how many attempts are left
+            await self.commit(self._said(place, "started", attempt, error=before, **more))
         began = time.monotonic()
         outcome = await veil.called(tool.kind, arguments, context)
         if isinstance(outcome, Park):
@@ -398,10 +381,10 @@ class Course(Reader):
             self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
         value = await self._shaped(step, frame, outcome.value)
         if tool.kind.recorded and not tool.kind.records_itself:
-            more: dict[str, Any] = {"events": context.events} if context.events else {}
-            more |= {"cache": cache} if cache else {}
+            with_it: dict[str, Any] = {"events": context.events} if context.events else {}
+            with_it |= {"cache": cache} if cache else {}
             seconds = time.monotonic() - began
-            self._record(place, "succeeded", attempt, output=value, seconds=seconds, **more)
+            self._record(place, "succeeded", attempt, output=value, seconds=seconds, **with_it)
         return value
 
     async def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:

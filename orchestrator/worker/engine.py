@@ -81,7 +81,10 @@ class Tool(msgspec.Struct, frozen=True):
     def arguments(self, scope: Mapping[str, Any]) -> Any:
         if self.constant is not msgspec.UNSET:
             return self.constant
-        return converted(self.kind, self.template.render(scope))
+        return self.made_of(self.template.render(scope))
+
+    def made_of(self, given: Any) -> Any:
+        return converted(self.kind, given)
 
 
 def converted(kind: Kind, given: Any) -> Any:
@@ -107,6 +110,7 @@ class Plan(msgspec.Struct):
     constant: bool = False  # and none looks at a value
     broken: Fail | None = None
     callbacks: dict[str, str] = {}  # steps that wait for one, and their paths
+    looks_back: bool = False  # counts times or attempts, or has what is left after a cancel
 
     @property
     def pure(self) -> bool:
@@ -124,6 +128,7 @@ def compile(document: Any, kinds: Mapping[str, Kind], find: Find = lambda uses: 
     except (pipelines.Problems, msgspec.ValidationError, LookupError) as error:
         return Plan(broken=Fail("validation", str(error)))
     plan.callbacks = _callbacks(plan.pipeline)
+    plan.looks_back = _looks_back(plan.pipeline)
     _flatten(plan)
     return plan
 
@@ -140,6 +145,15 @@ def _callbacks(pipeline: Pipeline) -> dict[str, str]:
             if isinstance(step.body, Wait) and isinstance(step.body.what, Callback):
                 found[step.id] = marks[step.path]
     return found
+
+
+def _looks_back(pipeline: Pipeline) -> bool:
+    lists = (pipeline.steps, pipeline.on_error, pipeline.finally_)
+    return bool(pipeline.timeout or pipeline.finally_) or any(
+        step.retry.attempts > 1 or step.timeout.total or step.timeout.attempt
+        for steps in lists
+        for step in every_step(steps)
+    )
 
 
 def _tool(step: Step, use: Use, kinds: Mapping[str, Kind], find: Find) -> Tool:

@@ -15,6 +15,7 @@ from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
+from .memory import NO_PAST, Past
 from .news import Durable, News, Record, Said, packed
 from .values import Desk
 from .veil import veil_end, veil_record
@@ -39,6 +40,7 @@ class Hands:
         self.worker = ""  # whose lease it is
         self.plans: dict[tuple[str, str], Plan] = {}
         self.running: dict[str, tuple[Run, asyncio.Task[Settled]]] = {}
+        self.courses: dict[str, Course] = {}
         self.given_up: list[Call] = []  # calls that didn't stop when they were told
         self.changed = asyncio.Event()  # an outcome, a free slot, a hint, a signal
         self.news = News(self.changed)
@@ -76,22 +78,29 @@ class Hands:
             run for run in runs if run.epoch > 1 and not self.plans[run.tenant, run.pipeline].pure
         ]
 
+    def looking_back(self, runs: list[Run]) -> list[Run]:
+        """Those of them for which it matters what was before."""
+        return [
+            run for run in runs if run.timeout or self.plans[run.tenant, run.pipeline].looks_back
+        ]
+
     def signs(self, runs: list[Run]) -> bool:
         return any(self.plans[run.tenant, run.pipeline].callbacks for run in runs)
 
     # Runs
 
-    def begin(self, runs: list[Run], rows: list[db.Row]) -> None:
-        """The rows are the recorded steps of those that are taken up."""
+    def begin(self, runs: list[Run], rows: list[db.Row], begun: list[db.Row]) -> None:
+        """The rows are the recorded steps of those that are taken up; and what was before."""
         self.counters.claimed += len(runs)
         records: dict[str, dict[str, Record]] = {}
         for row in rows:
             records.setdefault(str(row["run_id"]), {})[row["step_id"]] = row
+        pasts = {str(row.pop("run_id")): Past(**row) for row in begun}
         for run in runs:
             if self.closing:
                 self._settle(Settled(run.tenant, run.id, run.epoch, "released"))
             else:
-                self._start(run, self.plans[run.tenant, run.pipeline], records.get(run.id, {}))
+                self._start(run, records.get(run.id, {}), pasts.get(run.id, NO_PAST))
 
     def give_back(self, held: list[db.Row]) -> None:
         """Runs that were handed out in an answer that never came."""
@@ -99,7 +108,8 @@ class Hands:
         for row in held:
             self._settle(Settled(row["tenant"], str(row["run"]), row["epoch"], "released"))
 
-    def _start(self, run: Run, plan: Plan, records: dict[str, Record]) -> None:
+    def _start(self, run: Run, records: dict[str, Record], past: Past) -> None:
+        plan = self.plans[run.tenant, run.pipeline]
         context = Context(self.config, run.tenant, run.id, run.epoch, run.attempt, run.input, {})
         context.worker = self.worker
         if plan.pipeline.secrets:
@@ -110,7 +120,9 @@ class Hands:
         if run.id in self.running:  # under a lease that is stale, then
             self._lose(run.id)
         say, commit = partial(self._record, context), partial(self._commit, context)
-        course = Course(run, plan, context, records, say, commit, self.callback_key, self.desk)
+        key, desk = self.callback_key, self.desk
+        course = Course(run, plan, context, records, say, commit, key, past, desk)
+        self.courses[run.id] = course
         task = asyncio.create_task(course.follow())
         self.running[run.id] = (run, task)
         task.add_done_callback(partial(self._ended, run, context))
@@ -118,6 +130,8 @@ class Hands:
     def _ended(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> None:
         """A callback, because a task that is canceled before it began runs no line of its own."""
         self.given_up += [call for call in context.calls if call.is_alive()]
+        if run.id in self.courses and self.courses[run.id].run is run:
+            del self.courses[run.id]
         if self.running.get(run.id, (None,))[0] is not run:
             return  # the lease was lost meanwhile
         del self.running[run.id]
@@ -190,12 +204,31 @@ class Hands:
             said = Settled(run.tenant, run.id, run.epoch, "failed")
             self._settle(unstorable(said, error))
 
+    # Waits
+
+    def listening(self) -> list[dict[str, str]]:
+        """Waits of runs that don't park, as other branches are at work."""
+        return [
+            {"tenant": course.run.tenant, "run": id, "step": place}
+            for id, course in self.courses.items()
+            if course.waits.ears and course.watch.awake and self.news.is_silent(id)
+            for place in course.waits.ears
+        ]
+
+    def tell(self, heard: list[db.Row]) -> None:
+        for row in heard:
+            course = self.courses.get(str(row["run_id"]))
+            if course is not None:
+                course.waits.tell(row["step_id"], row["wait"])
+
     # Ends
 
     def cancel(self, runs: list[str]) -> None:
         """Once each, however often it is told: a second time would end what runs at its end."""
         for id in runs:
-            if id in self.running and not self.running[id][1].cancelling():
+            if id not in self.running or self.courses[id].past.is_canceled:
+                continue
+            if not self.running[id][1].cancelling():
                 self.running[id][1].cancel("canceled")
 
     def release(self) -> None:

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from ..steps import Fail
 from .engine import Broken, Run, Unknown
 from .news import Record
 
+Error = dict[str, Any]
+
+
+class Past(msgspec.Struct, frozen=True):
+    """What was before this claim. A try of the run is over when it fails and is tried again: not
+    when it parks, is given back, or its worker is lost."""
+
+    began_at: datetime | None = None  # the first attempt
+    attempt_began_at: datetime | None = None
+    tried: int = 0  # the last claim of the try before this one
+    is_canceled: bool = False  # only `finally` is left
+
+
+NO_PAST = Past()
+
 
 class Memory:
-    def __init__(self, run: Run, records: dict[str, Record], say: Callable[[Record], None]) -> None:
+    def __init__(
+        self, run: Run, records: dict[str, Record], say: Callable[[Record], None], past: Past
+    ) -> None:
         self.run = run
         self.records = records  # by place; of those that are over, also of this claim
         self.say = say  # travels with what is said next
-        self.tries: Counter[str] = Counter()  # of each tool's place, in this claim
+        self.past = past
+        self.tries: Counter[str] = Counter()  # of each tool's place, in this try of the run
+        self.failures: dict[str, Error] = {}  # of steps that are being tried again
+        self.given: dict[str, Any] = {}  # to tools: another attempt is given the same
 
     def _recall(self, place: str) -> None:
         """A failure that was caught stays one: its step is over, as one that has succeeded."""
@@ -31,6 +54,33 @@ class Memory:
             error = {**broken.error, "caught": True}
             self._record(place, state, self.tries[place] or 1, error=error)
 
+    def _has_succeeded(self, place: str) -> bool:
+        record = self.records.get(place)
+        return record is not None and record["state"] == "succeeded"
+
+    def _of_this_try(self, place: str) -> Record:
+        record = self.records.get(place) or {}
+        return record if (record.get("epoch") or 0) > self.past.tried else {}
+
+    def _remember(self, place: str, turn: str) -> Error:
+        """How its last attempt failed, if there are to be others: `left` of them, not before
+        `again_at`. One that a crash cut off isn't counted."""
+        record = self._of_this_try(place)
+        error: Error = record.get("error") or {}
+        if "left" not in error or error["turn"] != turn:
+            error = {}
+        if record.get("arguments") is not None and (error or record["state"] != "failed"):
+            self.given[place] = record["arguments"]
+        if error:
+            is_cut_off = record["state"] != "failed"
+            self.tries[place] = record["attempt"] - is_cut_off
+            self.failures[place] = error
+        return error
+
+    def _forget(self, place: str) -> None:
+        self.given.pop(place, None)
+        self.failures.pop(place, None)
+
     def _said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
         run = self.run
         where = {"tenant": run.tenant, "run": run.id, "epoch": run.epoch, "step": place}
@@ -38,6 +88,6 @@ class Memory:
 
     def _record(self, place: str, state: str, attempt: int, **more: Any) -> None:
         record = self._said(place, state, attempt, **more)
-        if state == "succeeded" or more.get("error", {}).get("caught"):
+        if state == "succeeded" or (more.get("error") or {}).get("caught"):
             self.records[place] = record  # it stays so when what is around it is tried again
         self.say(record)

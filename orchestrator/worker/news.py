@@ -104,6 +104,10 @@ class News:
         if durable is not None or "wait" in record:
             self.changed.set()
 
+    def is_silent(self, run: str) -> bool:
+        """Whether all that was said of it is durable."""
+        return run not in self.under_way and all(said["run"] != run for said in self.next.records)
+
     def take(self) -> Said:
         said, self.next = self.next, Said()
         if said.weight > MOST_BYTES:

@@ -12,12 +12,13 @@ from ..steps import Context, Fail
 from .calls import kept
 from .engine import Broken, Plan, Run, Tool
 from .frame import Frame
-from .memory import Memory
+from .limits import Limits
+from .memory import Past
 from .news import Record
 from .values import Desk, Names, Values, beside, named
 
 
-class Reader(Memory):
+class Reader(Limits):
     def __init__(
         self,
         run: Run,
@@ -25,10 +26,11 @@ class Reader(Memory):
         context: Context,
         records: dict[str, Record],
         say: Callable[[Record], None],
+        callback_key: bytes,
+        past: Past,
         desk: Desk | None,
     ) -> None:
-        super().__init__(run, records, say)
-        self.plan = plan
+        super().__init__(run, plan, records, say, callback_key, past)
         self.context = context
         self.values = Values(run.tenant, run.id, records, desk)
 

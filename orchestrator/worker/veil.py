@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,13 +16,13 @@ from . import calls
 from .engine import Broken, Settled, Tool, converted
 
 
-async def arguments(tool: Tool, scope: Mapping[str, Any], context: Context) -> Any:
+async def arguments(tool: Tool, given: Any, context: Context) -> Any:
     """What the tool is called with. Without secrets there's nothing to wait for."""
     vault = context.vault
     if vault is None or tool.kind.pure:
-        return tool.arguments(scope)
+        return tool.made_of(given)
     try:
-        given = await vault.reveal(tool.template.render(scope))
+        given = await vault.reveal(given)
     except Missing as error:
         raise Broken(Fail("configuration", str(error))) from None
     except (psycopg.Error, Unavailable):
@@ -34,9 +33,9 @@ async def arguments(tool: Tool, scope: Mapping[str, Any], context: Context) -> A
         raise Broken(Fail("validation", vault.masks.text(str(error)))) from None
 
 
-def shown(tool: Tool, given: Any, scope: Mapping[str, Any], context: Context) -> Any:
-    """The arguments as they may be stored."""
-    return given if context.vault is None else context.vault.shown(tool.template.render(scope))
+def shown(given: Any, context: Context) -> Any:
+    """What it is given, as it may be stored."""
+    return given if context.vault is None else context.vault.shown(given)
 
 
 async def called(kind: Kind, given: Any, context: Context) -> Any:

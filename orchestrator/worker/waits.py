@@ -1,12 +1,14 @@
 """What the steps of a run stand at: times, events, callbacks, people, other runs.
 
-A wait is written down when its step is reached, and answered in the database. The answer is heard
-when the run is taken up again: a run all of whose steps stand still parks, and goes on at once when
-something came meanwhile. What fits an event's `match` is decided here, in batches.
+A wait is written down when its step is reached, and answered in the database. A run all of whose
+steps stand still parks, and goes on at once when something came meanwhile: the answer is heard when
+it is taken up again. While other branches are at work, the worker asks for answers every second.
+What fits an event's `match` is decided here, in batches.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
@@ -16,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ..expr import ExpressionError
+from ..expr import ExpressionError, Template
 from ..pipelines import durations
 from ..pipelines.document import (
     Approval,
@@ -52,15 +54,35 @@ class Waits:
         self.record = record
         self.key = key
         self.asleep: dict[str, Park] = {}
+        self.ears: dict[str, asyncio.Future[Record]] = {}  # of waits that may be met meanwhile
         self.stands: dict[str, dict[str, Any]] = {}  # with how far events were looked at
+        self.limits: list[datetime] = []  # of what is being done
         self.any = any(record.get("wait") for record in records.values())
+
+    # Times
+
+    def now(self) -> datetime:
+        """By the worker's clock, which isn't before the time that the database woke the run at."""
+        return max(instant(self.run.due_at), datetime.now(UTC))
+
+    def left(self, until: datetime) -> float:
+        return (until - self.now()).total_seconds()
+
+    async def rest(self, place: str, until: str, words: str) -> None:
+        """Sleeps until then, here or parked."""
+        self.asleep[place] = Park(words, until)
+        try:
+            await self.watch.asleep(asyncio.sleep(max(0.0, self.left(instant(until)))))
+        finally:
+            del self.asleep[place]
 
     # Parking
 
     def park(self) -> Park:
-        untils = [park.until for park in self.asleep.values() if park.until]
+        untils = [instant(park.until) for park in self.asleep.values() if park.until]
         waiting_for = ", ".join(sorted({park.waiting_for for park in self.asleep.values()}))
-        return Park(waiting_for[:200], min(untils, default=None))
+        until = min((*untils, *self.limits), default=None)
+        return Park(waiting_for[:200], until.isoformat() if until else None)
 
     def listed(self) -> list[dict[str, Any]]:
         """The waits that the run stands at, as a parked outcome says them."""
@@ -73,7 +95,6 @@ class Waits:
             await self.watch.for_ever()
         finally:
             del self.asleep[place]
-            self.stands.pop(place, None)
 
     async def met(
         self, place: str, asked: Asked, words: str, fits: Callable[[Any], bool] | None = None
@@ -83,19 +104,43 @@ class Waits:
         record = self.records.get(place) or {}
         state = "unknown" if asked["kind"] == "unknown" else "waiting"
         found = record.get("wait") if record.get("state") in (None, "failed", state) else None
-        cursor: dict[str, Any] = {}
         if found is None:
-            self.record(place, state, 1, wait={**asked, "reached": time.monotonic()})
-        elif found["state"] != "waiting":
+            reached = {**asked, "reached": time.monotonic()}
+            self.record(place, state, 1, wait=reached, error=record.get("error"))
+        self.stands[place] = {}
+        try:
+            while found is None or (answer := self._answer(found, place, fits)) is None:
+                found = await self._hear(place, Park(words))
+            return answer
+        finally:
+            self.stands.pop(place)
+
+    def _answer(
+        self, found: Record, place: str, fits: Callable[[Any], bool] | None
+    ) -> Record | None:
+        if found["state"] != "waiting":
             return dict(found)
-        elif asked["kind"] == "event":
+        if found["kind"] == "event":
             for event in found["events"]:
                 if fits is None or fits(event):
                     return {"state": "met", "event": event}
-            cursor = {"upto": found["upto"], "after": found["after"]}
-        self.stands[place] = cursor
-        await self.sleep(place, Park(words))
-        raise AssertionError("it sleeps for ever")
+            self.stands[place] = {"upto": found["upto"], "after": found["after"]}
+        return None
+
+    async def _hear(self, place: str, park: Park) -> Record:
+        """What the worker hears of it while other branches are at work. If all sleep, the run
+        parks, and is told when it is taken up."""
+        self.asleep[place] = park
+        self.ears[place] = ear = asyncio.get_running_loop().create_future()
+        try:
+            return await self.watch.asleep(ear)
+        finally:
+            del self.asleep[place], self.ears[place]
+
+    def tell(self, place: str, wait: Record) -> None:
+        ear = self.ears.get(place)
+        if ear is not None and not ear.done():
+            ear.set_result(wait)
 
     # Waits of the language
 
@@ -180,9 +225,9 @@ class Waits:
     async def _time(self, what: Sleep | Until, scope: Scope, place: str) -> Any:
         record = self.records.get(place)
         until = record["output"]["until"] if record else _until(what, scope)
-        if datetime.fromisoformat(until) > max(instant(self.run.due_at), datetime.now(UTC)):
+        if self.left(instant(until)) > 0:
             self.record(place, "waiting", 1, output={"until": until})
-            await self.sleep(place, Park(f"the time {until}", until))
+            await self.rest(place, until, f"the time {until}")
         self.record(place, "succeeded", 1, output={"until": until})
         return {"until": until}
 
@@ -236,15 +281,22 @@ def _value(wait: Wait, met: Record) -> Any:
 
 def _until(what: Sleep | Until, scope: Scope) -> str:
     if isinstance(what, Until):
-        return instant(what.instant.render(scope)).isoformat()
-    delay = what.delay
-    seconds = delay if isinstance(delay, float) else durations.seconds(delay.render(scope))
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        return instant(what.instant.render(scope), "wait.until: ").isoformat()
+    return (datetime.now(UTC) + timedelta(seconds=_seconds(what.delay, scope))).isoformat()
 
 
-def instant(text: Any) -> datetime:
+def _seconds(delay: float | Template, scope: Scope) -> float:
+    if isinstance(delay, float):
+        return delay
+    try:
+        return durations.seconds(delay.render(scope))
+    except ValueError as error:
+        raise Broken(Fail("validation", f"wait.for: {error}")) from None
+
+
+def instant(text: Any, field: str = "") -> datetime:
     try:
         found = datetime.fromisoformat(text)
         return found if found.tzinfo else found.replace(tzinfo=UTC)
     except (TypeError, ValueError):
-        raise Broken(Fail("validation", f"no instant: {str(text)[:100]}")) from None
+        raise Broken(Fail("validation", f"{field}no instant: {str(text)[:100]}")) from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 Work = Coroutine[Any, Any, Any]
+Value = TypeVar("Value")
 
 
 class Group:
@@ -79,9 +80,13 @@ class Watch:
         if told is not None:
             raise told
 
-    async def for_ever(self) -> None:
+    async def asleep(self, until: Awaitable[Value]) -> Value:
+        """What it gives. If all others sleep, too, the run may be parked meanwhile."""
         self._sleep()
         try:
-            await asyncio.get_running_loop().create_future()
+            return await until
         finally:
             self.awake += 1
+
+    async def for_ever(self) -> None:
+        await self.asleep(asyncio.get_running_loop().create_future())

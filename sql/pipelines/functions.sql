@@ -129,21 +129,40 @@ comment on function orc.record_steps(uuid, jsonb) is
   'Records steps: a list of {tenant, run, epoch, step, attempt, state, seconds, arguments, output, error, lines, wait, events, cache, cached}. Answers the runs whose lease was stale.';
 grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
 
--- And its waits, with the events that they haven't looked at. Large values only by digest and size: orc.value has them.
+-- A try of a run is over when it failed and is tried again; a park, a release and a lost lease don't end it.
+create function orc.begun_work(wanted jsonb)
+returns table (run_id uuid, began_at timestamptz, attempt_began_at timestamptz, tried integer, is_canceled boolean)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+  select d.run_id, b.began_at, b.attempt_began_at, coalesce(b.tried, 0), d.cancel_requested_at is not null
+  from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
+  join orchestrator.due_work d on d.tenant_id = a.tenant and d.run_id = a.run
+  cross join lateral (
+    select min(t.started_at) as began_at, min(t.started_at) filter (where t.attempt = d.attempt and t.outcome <> 'retried') as attempt_began_at,
+           max(t.epoch) filter (where t.outcome = 'retried') as tried
+    from orchestrator.attempt t where t.tenant_id = d.tenant_id and t.run_id = d.run_id) as b
+$$;
+comment on function orc.begun_work(jsonb) is
+  'What was before of runs that are taken up, by [{tenant, run}]: when they began, which claim ended the try before this one, and whether they are canceled.';
+grant execute on function orc.begun_work(jsonb) to orc_worker;
+
+-- And its waits, with the events that they haven't looked at. Arguments are for calls that are made again.
+-- Large values only by digest and size: orc.value has them.
 create function orc.recorded_steps(wanted jsonb)
 returns table (
   tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb,
-  digest text, bytes integer, cached boolean)
+  arguments jsonb, digest text, bytes integer, cached boolean)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
          case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end,
+         case when s.state in ('started', 'failed', 'unknown') then s.arguments end,
          encode(s.output_digest, 'hex'), s.output_bytes, s.is_cached
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.step s on s.tenant_id = a.tenant and s.run_id = a.run
   left join orchestrator.wait w on w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.step_id = s.step_id
   union all
-  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null, null, false
+  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null, null, null, false
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run
   where not exists (select from orchestrator.step s
@@ -151,6 +170,25 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjo
 $$;
 comment on function orc.recorded_steps(jsonb) is 'What was recorded of runs, by [{tenant, run}]: a worker that goes on with them asks once.';
 grant execute on function orc.recorded_steps(jsonb) to orc_worker;
+
+-- For runs whose other branches are at work; what is parked needs no one to ask.
+create function orc.heard_waits(wanted jsonb) returns table (tenant_id text, run_id uuid, step_id text, wait jsonb)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+begin
+  perform orc._expire_waits(array_agg(a.tenant), array_agg(a.run))
+  from (select distinct tenant, run from jsonb_to_recordset(wanted) as a(tenant text, run uuid)) as a;
+  perform orc._end_batches(wanted);
+  return query
+    select w.tenant_id, w.run_id, w.step_id, orc._wait_as_json(w)
+    from jsonb_to_recordset(wanted) as a(tenant text, run uuid, step text)
+    join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run and w.step_id = a.step
+    where w.state <> 'waiting' or w.kind = 'event' and exists (select from orc._candidates(w, 1));
+end $$;
+comment on function orc.heard_waits(jsonb) is
+  'Of waits by [{tenant, run, step}], those that have ended or have events to look at: a worker asks while other branches of their runs are at work.';
+grant execute on function orc.heard_waits(jsonb) to orc_worker;
 
 create function orc._write_log(worker uuid, lines jsonb) returns void
 language plpgsql set enable_seqscan = off set enable_nestloop = off as $$

@@ -240,7 +240,7 @@ $$;
 comment on function orc._end_batches(jsonb) is 'Moves the cursor of waits past batches without further events.';
 
 -- A park says which waits the run stands at: [{step, upto, after}], the cursor when events were looked
--- at and none fits. Other waits of the run are over. A run whose wait has ended, or has something to
+-- at and none fits. Other waits of the run are over, all of them when there is none in the list. A run whose wait has ended, or has something to
 -- look at, goes on at once; else it goes on at its first deadline at the latest.
 -- The runs' rows are locked; the waits are locked here, and looked at in later statements.
 create function orc._stand_at_waits(outcomes jsonb, parked uuid[]) returns void
@@ -254,7 +254,9 @@ declare
   v_tenants text[];
   v_runs uuid[];
 begin
-  perform from (select distinct tenant, run from orc._stands(v_listed) as l) as l
+  select array_agg(o ->> 'tenant'), array_agg((o ->> 'run')::uuid) into v_tenants, v_runs
+  from jsonb_array_elements(outcomes) as o where o ? 'waits' and (o ->> 'run')::uuid = any (parked);
+  perform from orc._ended(v_tenants, v_runs, null) as l
   join orchestrator.wait w on w.tenant_id = l.tenant and w.run_id = l.run
   where w.state = 'waiting' or w.is_called order by w.tenant_id, w.run_id, w.step_id for update of w;
   update orchestrator.wait w
@@ -264,7 +266,7 @@ begin
       seen = case when l.upto is not null and l.after is null then l.upto else w.seen end,
       upto = case when l.upto is not null and l.after is null then null else coalesce(l.upto, w.upto) end,
       after = case when l.upto is not null then l.after else w.after end
-  from (select distinct tenant, run from orc._stands(v_listed) as a) as r
+  from orc._ended(v_tenants, v_runs, null) as r
   join orchestrator.wait o on o.tenant_id = r.tenant and o.run_id = r.run
   left join lateral (
     select * from orc._stands(v_listed) as l

@@ -25,6 +25,11 @@ language sql stable as $$
   where d.state = 'running' group by q.tenant_id, q.name, q.max_running, q.lowered_from
   having q.max_running is not null and count(*) > greatest(q.max_running, q.lowered_from)
   union all
+  select 'a_canceled_run_has_only_its_finally_left', d.run_id::text, format('it is %s, and was canceled at %s', d.state, d.cancel_requested_at)
+  from orchestrator.due_work d
+  where d.cancel_requested_at is not null and d.state <> 'running'
+    and (d.state = 'waiting' or d.epoch = 0 or not orc._has_finally(d.tenant_id, d.pipeline_id))
+  union all
   select 'a_run_has_a_pipeline', d.run_id::text, format('pipeline %s is not stored', d.pipeline_id)
   from orchestrator.due_work d
   where not exists (select from orchestrator.pipeline p where p.tenant_id = d.tenant_id and p.id = d.pipeline_id)
@@ -121,8 +126,9 @@ begin
     return;
   end if;
   if d.cancel_requested_at is not null then
-    return query select 'told to cancel', jsonb_build_object('since', d.cancel_requested_at, 'worker', d.worker_id),
-      'when its worker stops it, or loses its lease';
+    return query select case d.state when 'running' then 'told to cancel' else 'canceled, but for its finally' end,
+      jsonb_strip_nulls(jsonb_build_object('since', d.cancel_requested_at, 'worker', d.worker_id)),
+      case d.state when 'running' then 'when its worker stops it, or loses its lease' else 'when a worker has run its finally' end;
   end if;
   if d.state = 'running' then
     return query select 'running', jsonb_build_object('worker', w.id, 'name', w.name, 'since', d.started_at, 'leased_until', w.expires_at,

@@ -15,8 +15,26 @@ language sql immutable parallel safe as $$
 $$;
 comment on function orc._fingerprint(jsonb) is 'What failures of the same cause have in common: type, step, and the message without its numbers, ids and quotes.';
 
--- A run that isn't running ends at once. A running one is told to stop, and can only end as canceled:
--- it keeps its slot until it has stopped, so a limit isn't exceeded meanwhile.
+-- A canceled run that has begun is taken up once more, for its `finally`. It waits for nothing any more.
+create function orc._leave_finally(work orchestrator.due_work) returns text
+language plpgsql as $$
+declare
+  v_state text;
+begin
+  update orchestrator.due_work d
+  set cancel_requested_at = coalesce(d.cancel_requested_at, orchestrator.now()), waiting_for = null,
+      state = case when d.state in ('scheduled', 'waiting') then 'scheduled' else d.state end,
+      due_at = case when d.state in ('scheduled', 'waiting') then orchestrator.now() else d.due_at end
+  where d.tenant_id = work.tenant_id and d.run_id = work.run_id
+  returning d.state into v_state;
+  perform orc._end_waits(array[work.tenant_id], array[work.run_id], array[null::uuid]);
+  perform orc._hint(work.queue);
+  return v_state;
+end $$;
+comment on function orc._leave_finally(orchestrator.due_work) is 'Lets nothing of a run go on but its finally.';
+
+-- A run that isn't running ends at once, or is taken up for its `finally` alone. A running one is told to stop,
+-- and can only end as canceled: it keeps its slot until it has stopped, so a limit isn't exceeded meanwhile.
 create function orc.cancel_run(tenant text, run uuid, why text default null)
 returns table (state text, canceled boolean)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -40,6 +58,9 @@ begin
     perform pg_notify('orc_cancel', run::text);
     return query select 'running', true;
     return;
+  elsif v_work.epoch > 0 and orc._has_finally(tenant, v_work.pipeline_id) then
+    return query select orc._leave_finally(v_work), true;
+    return;
   end if;
   delete from orchestrator.due_work d where d.tenant_id = tenant and d.run_id = run;
   insert into orchestrator.run (
@@ -57,7 +78,7 @@ begin
   return query select 'canceled', true;
 end $$;
 comment on function orc.cancel_run(text, uuid, text) is
-  'Ends a run that isn''t running, tells a running one to stop. A finished one stays as it is: canceled is false.';
+  'Ends a run that isn''t running, tells a running one to stop; one that has begun is taken up once more for its finally. A finished one stays as it is: canceled is false.';
 grant execute on function orc.cancel_run to orc_api;
 
 -- Retries of one tenant come one after the other: each sees what the one before it made.

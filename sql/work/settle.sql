@@ -4,7 +4,7 @@
 -- An outcome is an object: tenant, run, epoch, outcome, and by outcome
 --   succeeded  output
 --   failed     error, retry (false: trying again can't help), delay (seconds, instead of the backoff)
---   released   given back unharmed: its attempt isn't counted
+--   released   given back unharmed: its attempt isn't counted; a canceled run, for what is left of its `finally`
 --   parked     waiting_for, until (a time; it goes on then at the latest), waits (pipelines/waits.sql)
 --   canceled   the attempt obeyed a cancel
 -- An attempt that was told to cancel ends as canceled whatever it says.
@@ -36,6 +36,13 @@ language sql volatile as $$
 $$;
 comment on function orc._backoff(text, real, real, integer) is 'The delay before the next attempt.';
 
+create function orc._has_finally(tenant text, pipeline uuid) returns boolean
+language sql stable as $$
+  select exists (select from orchestrator.pipeline p where p.tenant_id = tenant and p.id = pipeline
+                 and p.document @? '$.finally[0]')
+$$;
+comment on function orc._has_finally(text, uuid) is 'Whether a pipeline has steps that run after a cancel, too.';
+
 -- Ends runs: the rows of due_work that match become rows of run.
 create function orc._finish(worker uuid, outcomes jsonb, out finished integer, out tenants text[], out keys text[])
 language plpgsql as $$
@@ -49,7 +56,8 @@ begin
   with gone as (
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
     where d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch and d.worker_id = _finish.worker
-      and (o.outcome in ('succeeded', 'canceled') or d.cancel_requested_at is not null
+      and (o.outcome in ('succeeded', 'canceled')
+           or d.cancel_requested_at is not null and (o.outcome <> 'released' or not orc._has_finally(d.tenant_id, d.pipeline_id))
            or o.outcome = 'failed' and (d.attempt >= d.max_attempts or o.retry is false))
     returning d.*, o.outcome, o.output as its_output, o.error as its_error,
       d.epoch > 1 or d.parent_id is not null or o.outcome <> 'succeeded' or o.waits is not null as may_wait,
@@ -124,7 +132,7 @@ begin
          array_agg(orc._list_lane(tenant_id, queue, priority)::text) filter (where state = 'ready'),
          array_agg(run_id) filter (where state = 'waiting')
   into put_back, tenants, keys, v_listed, v_parked from back;
-  if v_parked is not null and outcomes @? '$[*].waits[*]' then
+  if v_parked is not null and outcomes @? '$[*].waits' then
     perform orc._stand_at_waits(outcomes, v_parked);
   end if;
 end $$;

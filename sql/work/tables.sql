@@ -91,7 +91,7 @@ comment on column orchestrator.due_work.retry_of is 'The finished run that it is
 comment on column orchestrator.due_work.task_id is 'The task that it came from.';
 comment on column orchestrator.due_work.due_at is 'Not before; for a waiting run, when the wait ends at the latest.';
 comment on column orchestrator.due_work.started_at is 'When the present attempt began.';
-comment on column orchestrator.due_work.cancel_requested_at is 'Since when the running attempt is told to stop; it can only end as canceled.';
+comment on column orchestrator.due_work.cancel_requested_at is 'Since when it is canceled: a running attempt is told to stop; else only its finally is left.';
 comment on column orchestrator.due_work.epoch is 'Grows with each claim: a write with an older one changes nothing.';
 comment on column orchestrator.due_work.backoff_seconds is 'The first delay before a retry; null: 1.';
 comment on column orchestrator.due_work.backoff_limit_seconds is 'The longest delay before a retry; null: 3600.';
@@ -251,7 +251,7 @@ comment on column orchestrator.step.tenant_id is 'Whose run it is.';
 comment on column orchestrator.step.run_id is 'The run.';
 comment on column orchestrator.step.step_id is 'The step: the ids from the outermost to it, with the number of each time round, such as orders[2]/pay.';
 comment on column orchestrator.step.epoch is 'The claim that recorded it.';
-comment on column orchestrator.step.attempt is 'Which attempt of the step, within that claim.';
+comment on column orchestrator.step.attempt is 'Which attempt of the step, within that try of the run.';
 comment on column orchestrator.step.state is
   'started (it calls the outside now), waiting, succeeded, failed, skipped, or unknown (a crash came between its call and its record).';
 comment on column orchestrator.step.started_at is 'When it began.';
