@@ -109,6 +109,7 @@ async def responsive(seconds: float = 0.1) -> AsyncIterator[None]:
 
     task = asyncio.create_task(watch())
     yield
+    await asyncio.sleep(0.01)  # the last stretch counts
     task.cancel()
     gc.unfreeze()
     assert longest < seconds, f"the loop was blocked for {longest:.3f} s"
@@ -197,7 +198,7 @@ async def test_unknown_names_are_answered_with_a_way_out(place: Place) -> None:
     assert isinstance(wrong, Fail)
     assert wrong.type == "configuration"
     assert "did you mean echo?" in wrong.message
-    assert "known: breed, contents, die" in wrong.message
+    assert "known: beside, breed, contents, die" in wrong.message
     nowhere = Context(Config(), "t", "r", 1, 1, None, {})
     wrong = await tool.kind("a.b").run({}, nowhere)  # type: ignore[misc]
     assert wrong == Fail(
@@ -481,6 +482,8 @@ async def test_what_a_dead_server_started_is_killed_with_it(place: Place) -> Non
     bred = await place.value("wild.breed")
     os.kill(bred["pid"], signal.SIGKILL)
     await gone(bred["child"])
+    pool = await mcp.sessions()
+    await until(lambda: not pool.sessions)  # it has been heard
     assert await place.value("wild.echo", a=1) == {"a": 1}
 
 
@@ -630,6 +633,36 @@ async def empty_contents(id: Any) -> Response:
     return answered(id, '{"content":[' + "{}," * 99_000 + "{}]}")
 
 
+def structured(value: str) -> Answering:
+    async def answer(id: Any) -> Response:
+        return answered(id, '{"content":[],"structuredContent":{"a":' + value + "}}")
+
+    return answer
+
+
+def event(value: str) -> Answering:
+    async def answer(id: Any) -> Response:
+        head = 'data: {"jsonrpc":"2.0","id":' + str(id) + ',"result":{"content":[],'
+        body = head + '"structuredContent":{"a":' + value + "}}}\r\n\r\n"
+        return Response(": hello\r\n\r\n" + body, media_type="text/event-stream")
+
+    return answer
+
+
+async def comments(_: Any) -> Response:
+    async def body() -> AsyncIterator[bytes]:
+        while True:
+            yield b":\n\n" * 20_000
+            await asyncio.sleep(0)
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+async def not_text(id: Any) -> Response:
+    body = b'{"jsonrpc":"2.0","id":' + str(id).encode() + b',"result":{"content":"\xff"}}'
+    return Response(body, media_type="application/json")
+
+
 async def infinite(id: Any) -> Response:
     return answered(id, '{"content":[],"structuredContent":{"a":1e5000}}')
 
@@ -639,16 +672,56 @@ async def infinite(id: Any) -> Response:
     [
         (endless, "validation", "longer than 1048576 bytes"),
         (compressed, "communication", "its answer is compressed"),
-        (empty_contents, "validation", "has 99001 content items"),
+        (empty_contents, "validation", "more than 50000 arrays and objects"),
         (infinite, "validation", "can't be kept"),
+        (not_text, "validation", "invalid unicode"),
+        (structured('"\\u0000"'), "validation", "NUL"),
+        (structured("[" * 5000 + "1" + "]" * 5000), "validation", ""),
+        (structured("[" * 50_000 + "1" + "]" * 50_000), "validation", "deeper than 32"),
+        (structured("[" + "[]" * 30_000), "validation", "can't be read: JSON"),
+        (structured("[1]" * 600_000), "validation", "longer than 1048576 bytes"),
+        (event("[" * 50_000 + "1" + "]" * 50_000), "validation", "deeper than 32"),
+        (event("[1]" * 600_000), "communication", "longer than 1048576 bytes"),
+        (event("1e5000"), "validation", "can't be kept"),
+        (comments, "timeout", "took longer than 0.5 s"),
     ],
 )
 async def test_a_hostile_answer_over_http_fails_its_call(
     place: Place, answer: Answering, type: str, words: str
 ) -> None:
+    await place.limit(call=0.5 if answer is comments else 10.0)
     async with served(hostile(answer)) as url:
         place.servers(remote={"url": url})
-        outcome = await place.call("remote.call")
+        await place.call("remote.nothing")  # it is warm
+        async with responsive():
+            outcome = await place.call("remote.call")
     assert isinstance(outcome, Fail | Retry)
     assert outcome.type == type
     assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "size"),
+    [
+        (structured("[" + "1," * 500_000 + "1]"), 500_001),
+        (structured("[" + "[]," * 49_000 + "[]]"), 49_001),
+        (event("[" + "1," * 500_000 + "1]"), 500_001),
+        (event('{"a":[' + '"x",' * 100_000 + "1]}"), 1),
+    ],
+)
+async def test_a_large_answer_over_http_is_the_value_and_the_loop_goes_on(
+    place: Place, answer: Answering, size: int
+) -> None:
+    async with served(hostile(answer)) as url:
+        place.servers(remote={"url": url})
+        await place.call("remote.nothing")
+        async with responsive():
+            value = await place.value("remote.call")
+    assert len(value["a"]) == size
+
+
+async def test_the_key_and_the_trace_go_beside_the_arguments(place: Place) -> None:
+    context = Context(place.config, "t", "r", 1, 1, None, {}, key="k-1", traceparent="00-a-b-01")
+    outcome: Any = await tool.kind("wild.beside").run({}, context)  # type: ignore[misc]
+    assert outcome.value == {"orchestrator/idempotency-key": "k-1", "traceparent": "00-a-b-01"}
+    assert await place.value("wild.beside") == {}
