@@ -29,6 +29,7 @@ from starlette.routing import Route
 from orchestrator import db, steps
 from orchestrator.config import Config
 from orchestrator.httpd import bind
+from orchestrator.secrets import hidden
 from orchestrator.steps import Context, Done, Fail, Outcome, Retry, catalog, mcp, tool
 from orchestrator.steps.mcp.pool import Pool
 from orchestrator.steps.mcp.session import Limits
@@ -264,9 +265,7 @@ async def test_a_server_that_dies_in_a_call_fails_it_and_is_started_again(place:
     other = asyncio.create_task(place.call("wild.hang"))
     await asyncio.sleep(0.05)
     lost = await place.call("wild.die", status=3)
-    assert lost == Retry(
-        "communication", "wild.die: MCP server 'wild' ended with status 3: it hurts"
-    )
+    assert lost == Retry("communication", "wild.die: MCP server 'wild' ended with status 3")
     also_lost = await other
     assert isinstance(also_lost, Retry)
     assert also_lost.type == "communication"
@@ -297,6 +296,21 @@ async def test_what_the_file_keeps_secret_is_not_in_errors(place: Place) -> None
     lost = await place.call("wild.echo")
     assert isinstance(lost, Retry)
     assert lost.message.endswith("no configuration ***")
+
+
+async def test_the_last_words_of_a_server_are_in_the_log_and_in_nobody_elses_error(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hidden.add("K", "canary-of-another-run")
+    other = asyncio.create_task(place.call("wild.hang"))
+    await place.value("wild.echo")
+    lost = await place.call("wild.die", words="it hurts canary-of-another-run")
+    for outcome in (lost, await other):
+        assert isinstance(outcome, Retry)
+        assert outcome.message.endswith("MCP server 'wild' ended with status 3")
+    said = capfd.readouterr().out
+    assert "it hurts [secret K]" in said
+    assert "canary-of" not in said
 
 
 async def test_a_server_that_says_nothing_is_given_up(place: Place) -> None:

@@ -123,8 +123,8 @@ def was_canceled(id: Any) -> None:
 
 
 @tool
-def die(id: Any, status: int = 3) -> None:
-    print("it hurts", file=sys.stderr, flush=True)
+def die(id: Any, status: int = 3, words: str = "it hurts") -> None:
+    print(words, file=sys.stderr, flush=True)
     os._exit(status)
 
 
