@@ -103,7 +103,7 @@ server = MCPServer("weather", log_level="WARNING")
 
 @server.tool()
 def get_forecast(city: str, date: str | None = None) -> Forecast:
-    """A made-up climate for demonstrations: a city on a day (YYYY-MM-DD; today when it isn't given)."""
+    """A made-up climate, for demonstrations: a city on a day (YYYY-MM-DD; without one, today)."""
     return forecast(city, _day(date))
 
 

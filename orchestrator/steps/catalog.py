@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -14,17 +13,14 @@ import msgspec
 
 from .. import wire
 from ..config import Config
-from ..errors import Misconfigured
 from ..guard import Answer
 from ..shape import Shape
-from ..telemetry import log
 from . import Context, Done, Fail, Outcome, Retry, mcp
 from .answers import Unreadable, ask, json_of
 from .reread import Reread
 
 DEFAULT_SECONDS = 120.0
 PLACES = {"http": "endpoint", "mcp": "server", "stdio": "command"}
-LISTING_SECONDS = 10.0
 PARTS = {"result", "error"}
 ENVELOPE = {"jsonrpc", "id"} | PARTS
 
@@ -52,16 +48,6 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, dict=True)
 
 class _Catalog(msgspec.Struct, forbid_unknown_fields=True):
     tools: list[Entry]
-
-
-class Tool(msgspec.Struct, kw_only=True):
-    """What a caller may know of a tool."""
-
-    address: str
-    source: str  # catalog, or the MCP server
-    description: str = ""
-    input_schema: dict[str, Any] | None = None
-    scopes: list[str] = []
 
 
 def entries(config: Config) -> dict[str, Entry]:
@@ -187,39 +173,3 @@ def _refused(address: str, status: int) -> Outcome:
             return Retry("communication", message)
         case _:
             return Fail("configuration", message)
-
-
-async def tools(config: Config) -> list[Tool]:
-    """What there is: the catalogue, and what the MCP servers that answer in time say they have."""
-    listed = {
-        entry.address: Tool(
-            address=entry.address,
-            source="catalog",
-            description=entry.description,
-            input_schema=entry.input_schema,
-            scopes=entry.scopes,
-        )
-        for entry in entries(config).values()
-    }
-    answers = (_tools_of(name, server) for name, server in mcp.servers(config).items())
-    for found in await asyncio.gather(*answers):
-        listed.update({tool.address: tool for tool in found if tool.address not in listed})
-    return sorted(listed.values(), key=lambda tool: tool.address)
-
-
-async def _tools_of(name: str, server: mcp.Server) -> list[Tool]:
-    try:
-        async with asyncio.timeout(LISTING_SECONDS):
-            found = await mcp.tools_of(name, server)
-    except (mcp.Silent, Misconfigured, TimeoutError) as error:
-        log("mcp_server_unlisted", "warning", server=name, error=str(error)[:500])
-        return []
-    return [
-        Tool(
-            address=f"{name}.{tool.name}",
-            source=name,
-            description=tool.description,
-            input_schema=tool.input_schema,
-        )
-        for tool in found
-    ]

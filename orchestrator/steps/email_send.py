@@ -220,4 +220,4 @@ def _failed(error: Exception) -> Retry | Fail:
     return Fail(type, message)
 
 
-KIND = Kind("email.send", Mail, run, outside=True)
+KIND = Kind("email.send", Mail, run, outside=True, needs="ORC_SMTP_URL")

@@ -86,4 +86,4 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-KIND = Kind("python.call", Call, run)
+KIND = Kind("python.call", Call, run, needs="ORC_PYTHON_MODULES")

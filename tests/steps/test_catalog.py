@@ -313,17 +313,6 @@ async def test_a_regex_cannot_explode(book: Book, endpoint: Endpoint) -> None:
         catalog.understand(json.dumps([entry]).encode())
 
 
-async def test_tools_are_listed_with_where_they_come_from(book: Book) -> None:
-    book.has(over_http("http://x/", description="what it costs", scopes=["shop"]))
-    listed = {tool.address: tool for tool in await catalog.tools(book.config)}
-    assert listed["shop.price"].source == "catalog"
-    assert listed["shop.price"].scopes == ["shop"]
-    assert listed["wild.strict"].source == "wild"
-    schema = listed["wild.strict"].input_schema
-    assert schema is not None
-    assert schema["required"] == ["n"]
-
-
 async def test_uses_finds_builtins_then_tools_and_nothing_else(book: Book) -> None:
     def kind(uses: str, config: Config) -> Kind | None:
         plan = compile({"pipeline": [{"uses": uses}]}, builtins(), partial(find, config=config))
