@@ -208,6 +208,8 @@ def _failed(error: Exception) -> Retry | Fail:
             codes, type = [error.code], "authentication"
         case aiosmtplib.SMTPRecipientsRefused():
             codes, type = [refused.code for refused in error.recipients], "validation"
+        case aiosmtplib.SMTPResponseException(code=aiosmtplib.SMTPStatus.invalid_response):
+            return Retry("communication", "the mail server answered no SMTP")
         case aiosmtplib.SMTPResponseException():
             codes, type = [error.code], "runtime"
         case OSError():
