@@ -45,10 +45,16 @@ from .errors import (
     is_rolled_back,
 )
 from .sinks import redis
+from .steps import listing
 from .telemetry import log
 from .wire import Call, Endpoint, Reply, convert, decode, encode, problem
 
-ENDPOINTS: list[Endpoint] = [*ops.ENDPOINTS, *auth.ENDPOINTS, *pipelines.ENDPOINTS]
+ENDPOINTS: list[Endpoint] = [
+    *ops.ENDPOINTS,
+    *auth.ENDPOINTS,
+    *pipelines.ENDPOINTS,
+    *listing.ENDPOINTS,
+]
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

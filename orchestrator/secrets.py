@@ -18,6 +18,7 @@ import html
 import json
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -50,6 +51,9 @@ class Missing(Exception):
 
 # Masks
 
+_changing = threading.Lock()
+"""Threads of functions write to the log, too, and what is revealed meanwhile must not be missed."""
+
 
 class Masks:
     """What must not be seen, and what stands in its place."""
@@ -63,22 +67,26 @@ class Masks:
         return bool(self.names)
 
     def add(self, name: str, value: str) -> None:
-        if value in self.names:
-            self.names.move_to_end(value)
-            return
-        self.names[value] = name
-        while len(self.names) > MOST_REMEMBERED:
-            self.names.popitem(last=False)
-        self._marks = None
+        with _changing:
+            if value in self.names:
+                self.names.move_to_end(value)
+                return
+            self.names[value] = name
+            while len(self.names) > MOST_REMEMBERED:
+                self.names.popitem(last=False)
+            self._marks = None
 
     @property
     def marks(self) -> dict[str, str]:
         """What stands in the place of each form, the longest first."""
-        if self._marks is None:
+        if (marks := self._marks) is not None:
+            return marks
+        with _changing:
             found = {form: f"[secret {n}]" for v, n in self.names.items() for form in forms(v)}
-            self._marks = {form: found[form] for form in sorted(found, key=len, reverse=True)}
+            marks = {form: found[form] for form in sorted(found, key=len, reverse=True)}
             self._needles = sorted({escaped(form) for form in found} | found.keys())
-        return self._marks
+            self._marks = marks
+            return marks
 
     @property
     def needles(self) -> list[str]:

@@ -54,6 +54,7 @@ set local search_path = pg_catalog;
 \ir pipelines/values.sql
 \ir pipelines/functions.sql
 \ir pipelines/query.sql
+\ir pipelines/tools.sql
 \ir work/settle.sql
 \ir work/workers.sql
 \ir work/control.sql

@@ -89,6 +89,22 @@ def shout_about(text: str) -> None:
     raise RuntimeError(f"{text} and {text!r}")
 
 
+def chatter(text: str, lines: int = 1) -> str:
+    """Prints in every way that there is."""
+    print("it is", text)
+    print(text, file=sys.stderr, end="")
+    for letter in text:
+        sys.stdout.write(letter)
+    sys.stdout.buffer.write(f" in bytes {text}\n".encode())
+    sys.stdout.flush()
+    stranger = threading.Thread(target=lambda: print("stranger", text, flush=True))
+    stranger.start()
+    stranger.join()
+    for number in range(lines):
+        print("line", number)
+    return "done"
+
+
 def place_of_run() -> str:
     me: Any = current.get()
     return os.path.join(tempfile.gettempdir(), f"orc-deed-{me.run}")

@@ -9,6 +9,7 @@ A page is read from top to bottom. What a fenced block is, its language and the 
                 "input": what the tables of expressions after it see
     text        what `orc pipeline lint` says of the pipeline before it, or the command printed
     python      a module, which the words name: `shop.py`
+    toml        the pyproject.toml of a distribution, which is installed, and a new worker started
     sql, sh     run as they stand; `:run` is the run before it
 
 The words may give a run its input (with the input `{"n": 1}`) and arguments of `orc.enqueue`
@@ -19,12 +20,14 @@ other people become a server here. Rows of tables of expressions and templates a
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -32,17 +35,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 import yaml
 from aiosmtpd.smtp import SMTP
 from conftest import Make
 from crew import Crew, ends
 from peers import Heard, Peer, peer, says
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orchestrator import config as settings
 from orchestrator import db, guide, scheduler
+from orchestrator.config import Hidden
 from orchestrator.pipelines import document, modifiers, read, source, steps
-from orchestrator.steps import builtins
+from orchestrator.steps import builtins, kinds
+from orchestrator.steps.plugins import plugins
 
 HOSTS = ("https://shop.example", "https://hooks.slack.com", "https://tools.example")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -50,7 +57,8 @@ INPUT = re.compile(r"input `(.+?)`", re.S)
 ARGUMENT = re.compile(r"`(\w+) => ([^`]+)`")
 TABLE = re.compile(r"^\| (expression|template) \| gives \|\n\|.*\n((?:\|.*\n)+)", re.M)
 LONGEST_PAGE = 275
-PATIENCE = 20.0
+KEY = bytes(range(32))
+PATIENCE = 60.0
 
 
 class Block(msgspec.Struct):
@@ -96,6 +104,7 @@ class Reader:
         self.printed = ""
         self.sql = self.run = ""
         self.input: Any = None
+        self.login = ""
         self.done: Counter[str] = Counter()
 
     def here(self, text: str) -> str:
@@ -167,10 +176,7 @@ class Reader:
 
     async def _ended_by_processes(self, options: dict[str, Any]) -> db.Row:
         """By workers that are killed, one after the other: each is a process of its own."""
-        for worker, _ in self.crew.workers:
-            worker.drain()
-        await asyncio.gather(*(task for _, task in self.crew.workers))
-        self.crew.workers.clear()
+        await self._dismiss()
         await self._enqueue(yaml.safe_load(self.pipeline), **options)
         deadline = time.monotonic() + PATIENCE
         process = self._process()
@@ -202,6 +208,7 @@ class Reader:
             "DATABASE_URL": self.crew.config.database_url,
             "ORC_PYTHON_MODULES": "shop",
             "ORC_ALLOW_TARGETS": f"127.0.0.1:{self.world.port}",
+            "ORC_SECRETS_KEY": f"2026:{base64.b64encode(KEY).decode()}",
             "PYTHONPATH": str(self.place),
         }
 
@@ -220,6 +227,27 @@ class Reader:
         assert named, "nothing names this module"
         (self.place / named[1]).write_text(block.text)
 
+    async def _toml(self, block: Block) -> None:
+        """As an installer leaves it."""
+        project = tomllib.loads(block.text)["project"]
+        info = self.place / f"{project['name']}-{project['version']}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        points = project["entry-points"]["orchestrator.steps"]
+        lines = [f"{name} = {target}" for name, target in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[orchestrator.steps]", *lines, ""]))
+        await self._dismiss()
+        plugins.cache_clear()
+        self.crew.worker(*kinds().values(), poll=0.05)
+
+    async def _dismiss(self) -> None:
+        for worker, _ in self.crew.workers:
+            worker.drain()
+        await asyncio.gather(*(task for _, task in self.crew.workers))
+        self.crew.workers.clear()
+
     async def _sh(self, block: Block) -> None:
         process = await asyncio.create_subprocess_exec(
             "sh", "-ec", block.text, cwd=self.place, env=self._environment(),
@@ -230,7 +258,8 @@ class Reader:
         self.printed, self.rows = said.decode(), None
 
     async def _sql(self, block: Block) -> None:
-        *first, self.sql = filter(str.strip, block.text.split(";"))
+        text = block.text.replace("reports", self.login)
+        *first, self.sql = filter(str.strip, text.split(";"))
         for sentence in first:
             await self._ask(sentence)
         await self._ask(self.sql)
@@ -289,6 +318,11 @@ async def invoice(heard: Heard, writer: asyncio.StreamWriter) -> None:
     await says(201, json.dumps(made), "application/json")(heard, writer)
 
 
+async def private(heard: Heard, writer: asyncio.StreamWriter) -> None:
+    sent = {"you_sent": heard.headers.get("authorization")}
+    await says(200, json.dumps(sent), "application/json")(heard, writer)
+
+
 async def stock(heard: Heard, writer: asyncio.StreamWriter) -> None:
     """A tool of a catalogue: JSON-RPC."""
     asked: Any = heard.json
@@ -329,15 +363,22 @@ async def world() -> AsyncIterator[Peer]:
             "services/T0/B0/x": says(200, "ok"),
             "v1/chat/completions": answer(COMPLETION),
             "stock": stock,
+            "private": private,
         }
         yield await stack.enter_async_context(peer(says(404), **answers))
 
 
 @pytest.fixture
 async def reader(
-    make: Make, conn: db.Connection, tmp_path: Path, world: Peer, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    conn: db.Connection,
+    database: str,
+    tmp_path: Path,
+    world: Peer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Reader]:
     loop = asyncio.get_running_loop()
+    login = f"reports_{conninfo_to_dict(database)['dbname']}"
     post = await loop.create_server(
         lambda: SMTP(Office(), hostname="h.example", loop=loop), "127.0.0.1", 0
     )
@@ -353,14 +394,23 @@ async def reader(
         smtp_url=f"smtp://127.0.0.1:{post.sockets[0].getsockname()[1]}",
         mcp_servers_path=tmp_path / "mcp.json",
         tool_catalog_path=tmp_path / "catalog.json",
+        sql_url=make_conninfo(database, user=login, password="change me"),
+        secrets_key=Hidden({"2026": KEY}),
     )
     (tmp_path / "mcp.json").write_text('{"mcpServers": {}}')
     (tmp_path / "catalog.json").write_text("[]")
     crew = Crew(config)
     crew.worker(poll=0.05)
-    yield Reader(crew, conn, tmp_path, world)
+    found = Reader(crew, conn, tmp_path, world)
+    found.login = login
+    yield found
     await crew.end()
     post.close()
+    plugins.cache_clear()
+    with psycopg.connect(database, autocommit=True) as admin:
+        if admin.execute("select to_regrole(%s)", [login]).fetchone() != (None,):
+            admin.execute(f"drop owned by {login} cascade".encode())
+            admin.execute(f"drop role {login}".encode())
 
 
 @pytest.mark.parametrize("topic", guide.topics())
@@ -392,19 +442,15 @@ def named(topic: str, section: str) -> set[str]:
 
 def test_the_tables_name_every_field_of_a_document_and_of_a_step() -> None:
     fields = {*read.DOCUMENT, *read.ALIASES}
-    assert fields - UNTOLD - named("pipelines", "All fields of a document") == set()
+    assert fields - named("pipelines", "All fields of a document") == set()
     fields = {*steps.STEP, *steps.ALIASES}
-    assert fields - UNTOLD - named("pipelines", "All fields of a step") == set()
+    assert fields - named("pipelines", "All fields of a step") == set()
     assert {*modifiers.RETRY} - named("pipelines", "When a step fails") == set()
 
 
-UNTOLD = {"secrets", "sql.query"}
-"""What the README tells."""
-
-
 def test_every_tool_has_its_section_and_every_type_of_error_is_told() -> None:
-    pages = guide.page("tools") + guide.page("waits")
-    assert {name for name in builtins() if f"\n## `{name}`" not in pages} == UNTOLD & {*builtins()}
+    pages = guide.page("tools") + guide.page("waits") + guide.page("sql")
+    assert {name for name in builtins() if f"\n## `{name}`" not in pages} == set()
     assert set(document.ERRORS) - named("tools", "Errors") == set()
 
 

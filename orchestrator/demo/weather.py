@@ -1,7 +1,8 @@
-"""A forecast from climate normals: what is usual in a city on a day of the year.
+"""A demonstration: a made-up climate, the same for everybody, always, and offline.
 
-Monthly means of the daily low and high in °C and of rain in mm, rounded, taken to hold in the
-middle of each month and to change evenly in between. Good enough for a demo.
+Monthly lows and highs in °C and rain in mm of some cities, as somebody remembered them: plausible,
+and from no source. They hold in the middle of each month and change evenly in between. Every answer
+says so (`"source": "demo"`); whoever needs weather connects a server that measures it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ server = MCPServer("weather", log_level="WARNING")
 
 @server.tool()
 def get_forecast(city: str, date: str | None = None) -> Forecast:
-    """The usual weather of a city on a day (YYYY-MM-DD or a time; today when it isn't given)."""
+    """A made-up climate, for demonstrations: a city on a day (YYYY-MM-DD; without one, today)."""
     return forecast(city, _day(date))
 
 
@@ -126,7 +127,7 @@ def forecast(city: str, day: date) -> Forecast:
         "rain_mm_month": rain,
         "condition": condition,
         "summary": f"{name}, {day.day} {day:%B}: usually {low:.0f} to {high:.0f} °C, {condition}",
-        "source": "climate normals",
+        "source": "demo",
     }
 
 

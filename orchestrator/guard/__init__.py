@@ -11,8 +11,8 @@ Time, sizes, redirects and unpacking are bounded; what goes wrong is a `Failed`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from weakref import WeakKeyDictionary
 
 import httpcore2
@@ -36,9 +36,10 @@ from .message import (
     redirected,
 )
 from .pool import MOST_OPEN, Connection, Place, Pool
+from .transport import Transport
 
-__all__ = ["Answer", "Broken", "Failed", "Guard", "Malformed", "Refused", "TimedOut", "Unusable",
-           "close", "of"]  # fmt: skip
+__all__ = ["Answer", "Broken", "Failed", "Guard", "Malformed", "Refused", "TimedOut", "Transport",
+           "Unusable", "close", "of"]  # fmt: skip
 
 MOST_BYTES = 1_048_576
 MOST_REDIRECTS = 5
@@ -97,24 +98,28 @@ class Guard:
         raise Unusable(f"{place(first.url)} redirects more than {most} times")
 
     async def _answer(self, at: Hop, most_bytes: int, trusted: bool) -> Answer:
+        connection, response = await self.open(at, trusted)
+        try:
+            with _told(at):
+                return await _read(at, response, most_bytes)
+        finally:
+            await self.end(connection, response)
+
+    async def open(self, at: Hop, trusted: bool = True) -> tuple[Connection, httpcore2.Response]:
+        """An answer whose body hasn't been read. Whoever opens it ends it."""
         places = await self._places(at.url, trusted)
         self.pool.busy += 1
         try:
-            connection, response = await self._send(at, places)
-            try:
-                return await _read(at, response, most_bytes)
-            finally:
-                await response.aclose()
-                await self.pool.give_back(connection)
-        except httpcore2.ConnectTimeout:
-            raise TimedOut(f"{place(at.url)} can't be reached in time") from None
-        except httpcore2.ConnectError:
-            raise Broken(f"{place(at.url)} can't be reached") from None
-        except (httpcore2.ProtocolError, httpcore2.NetworkError) as error:
-            what = "hung up" if isinstance(error, httpcore2.NetworkError) else "answered no HTTP"
-            raise Broken(f"{place(at.url)} {what}") from None
-        finally:
+            with _told(at):
+                return await self._send(at, places)
+        except BaseException:
             self.pool.busy -= 1
+            raise
+
+    async def end(self, connection: Connection, response: httpcore2.Response) -> None:
+        self.pool.busy -= 1
+        await response.aclose()
+        await self.pool.give_back(connection)
 
     async def _places(self, url: httpx2.URL, trusted: bool) -> list[Place]:
         """Every address of the host, all of them checked."""
@@ -145,6 +150,20 @@ class Guard:
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as refused:
                 error = refused
         raise error
+
+
+@contextmanager
+def _told(at: Hop) -> Iterator[None]:
+    """What goes wrong between us and a place, without what was asked there."""
+    try:
+        yield
+    except httpcore2.ConnectTimeout:
+        raise TimedOut(f"{place(at.url)} can't be reached in time") from None
+    except httpcore2.ConnectError:
+        raise Broken(f"{place(at.url)} can't be reached") from None
+    except (httpcore2.ProtocolError, httpcore2.NetworkError) as error:
+        what = "hung up" if isinstance(error, httpcore2.NetworkError) else "answered no HTTP"
+        raise Broken(f"{place(at.url)} {what}") from None
 
 
 def _request(at: Hop, where: Place) -> httpcore2.Request:

@@ -90,13 +90,14 @@ class Hop(msgspec.Struct, frozen=True):
     url: httpx2.URL
     headers: Headers
     body: bytes
+    coding: str = "gzip"  # what the answer may be packed in
 
     @property
     def port(self) -> int:
         return port(self.url)
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        raw = [(b"Host", self.url.netloc), (b"Accept-Encoding", b"gzip")]
+        raw = [(b"Host", self.url.netloc), (b"Accept-Encoding", self.coding.encode())]
         raw += [(name.encode(), value.encode()) for name, value in self.headers]
         if self.body or self.method in {"POST", "PUT", "PATCH"}:
             raw.append((b"Content-Length", str(len(self.body)).encode()))

@@ -12,7 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 HERE = Path(__file__).parent
-ORDER = ("pipelines", "expressions", "tools", "durability", "waits", "values")
+ORDER = (
+    "pipelines", "expressions", "tools", "durability", "waits", "values",
+    "secrets", "sql", "extending",
+)  # fmt: skip
 """As one would read them; pages that aren't named here come after."""
 
 

@@ -1,51 +1,26 @@
-"""JSON Schemas of values: 2020-12, checked once, never fetched, patterns in linear time."""
+"""JSON Schemas in a document: 2020-12, with a place for each problem of theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jsonschema_rs as rust
 import msgspec
 
+from .. import shape as shape_of_values
+from ..shape import METASCHEMA
 from .problems import At, Problem, pointer
 
 LARGEST_SCHEMA = 64 * 1024
-LARGEST_PATTERN = 1 << 20  # bytes that a compiled pattern may take
-PATTERNS = rust.RegexOptions(size_limit=LARGEST_PATTERN)
-METASCHEMA = rust.Draft202012Validator(
-    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
-)
 
 
-class Shape:
-    """A compiled schema. Equal when the schemas are. Its words never repeat a value: it may be
-    secret, and it may be large."""
-
-    __slots__ = ("_validator", "schema")
-
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
-        self._validator = rust.Draft202012Validator(
-            schema, pattern_options=PATTERNS, offline=True, validate_formats=True, mask="the value"
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shape) and self.schema == other.schema
-
-    def __hash__(self) -> int:
-        return hash(msgspec.json.encode(self.schema, order="deterministic"))
-
-    def fits(self, value: Any) -> bool:
-        return self._validator.is_valid(value)
+class Shape(shape_of_values.Shape):
+    __slots__ = ()
 
     def problems(self, value: Any, under: str = "") -> Iterator[Problem]:
         """All that's wrong with a value, below the pointer `under`."""
         for error in self.errors(value):
             yield Problem(under + pointer(error.instance_path), "schema", error.message[:300])
-
-    def errors(self, value: Any) -> list[rust.ValidationError]:
-        return list(self._validator.iter_errors(value))
 
 
 def shape(at: At, schema: Any) -> Shape | None:
@@ -61,7 +36,7 @@ def shape(at: At, schema: Any) -> Shape | None:
 
 def _compiled(at: At, schema: Any) -> Shape | None:
     try:
-        for error in METASCHEMA.iter_errors(schema):
+        for error in METASCHEMA.errors(schema):
             place = At(at.notes, (*at.path, *error.instance_path))
             place.say("schema", f"no valid JSON Schema: {error.message[:200]}")
             schema = None

@@ -94,7 +94,7 @@ class Kind(msgspec.Struct, frozen=True):
     that aren't templates, because text that is put into them would become a part of a program.
     `caches`: what its arguments ask to be cached by, and for how many seconds, or None.
     `stores`: what it's given becomes a fact of ours (the input of a run, an event), so it takes no
-    secrets; pure kinds take none, either."""
+    secrets; pure kinds take none, either. `needs`: the setting without which it does nothing."""
 
     name: str
     arguments: Any  # a Struct, or a dict of anything
@@ -107,6 +107,7 @@ class Kind(msgspec.Struct, frozen=True):
     fixed: tuple[str, ...] = ()
     stores: bool = False
     caches: Callable[[Any], tuple[Any, float] | None] | None = None
+    needs: str = ""
 
     @property
     def keeps_arguments(self) -> bool:
@@ -119,6 +120,13 @@ def words(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
+
+
+def kinds() -> dict[str, Kind]:
+    """The built-in ones, and those of installed distributions."""
+    from .plugins import plugins
+
+    return {**{name: plugin.kind for name, plugin in plugins().items()}, **builtins()}
 
 
 def builtins() -> dict[str, Kind]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -10,21 +9,18 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import httpx2
 import msgspec
 
 from .. import wire
 from ..config import Config
-from ..errors import Malformed, Misconfigured
-from ..telemetry import log
-from . import Done, Fail, Outcome, Retry, mcp
-from .reread import Reread, sentence
-from .schemas import Schema
+from ..guard import Answer
+from ..shape import Shape
+from . import Context, Done, Fail, Outcome, Retry, mcp
+from .answers import Unreadable, ask, json_of
+from .reread import Reread
 
 DEFAULT_SECONDS = 120.0
-LONGEST_ANSWER = 1_048_576
 PLACES = {"http": "endpoint", "mcp": "server", "stdio": "command"}
-LISTING_SECONDS = 10.0
 PARTS = {"result", "error"}
 ENVELOPE = {"jsonrpc", "id"} | PARTS
 
@@ -42,26 +38,16 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, dict=True)
     description: str = ""
 
     @cached_property
-    def arguments(self) -> Schema:
-        return Schema(self.input_schema or {})
+    def arguments(self) -> Shape:
+        return Shape(self.input_schema or {}, formats=False)
 
     @cached_property
-    def results(self) -> Schema:
-        return Schema(self.output_schema or {})
+    def results(self) -> Shape:
+        return Shape(self.output_schema or {}, formats=False)
 
 
 class _Catalog(msgspec.Struct, forbid_unknown_fields=True):
     tools: list[Entry]
-
-
-class Tool(msgspec.Struct, kw_only=True):
-    """What a caller may know of a tool."""
-
-    address: str
-    source: str  # catalog, or the MCP server
-    description: str = ""
-    input_schema: dict[str, Any] | None = None
-    scopes: list[str] = []
 
 
 def entries(config: Config) -> dict[str, Entry]:
@@ -98,71 +84,57 @@ def _wrong(number: int, entry: Entry) -> Iterator[str]:
         try:
             getattr(entry, schema)
         except ValueError as error:
-            yield f"/{number}/{field}: {error}"
+            yield f"/{number}/{field}: no usable JSON Schema: {getattr(error, 'message', error)}"
 
 
-async def call(config: Config, entry: Entry, arguments: dict[str, Any]) -> Outcome:
-    if wrong := entry.arguments.problems(arguments):
+async def call(context: Context, entry: Entry, arguments: dict[str, Any]) -> Outcome:
+    if wrong := entry.arguments.complaint(arguments):
         return Fail("validation", f"the arguments of {entry.address} are wrong: {wrong}")
     outcome = await (_call_http if entry.transport == "http" else _call_mcp)(
-        config, entry, arguments
+        context, entry, arguments
     )
-    if isinstance(outcome, Done) and (wrong := entry.results.problems(outcome.value)):
+    if isinstance(outcome, Done) and (wrong := entry.results.complaint(outcome.value)):
         return Fail("validation", f"what {entry.address} answered is wrong: {wrong}")
     return outcome
 
 
-async def _call_mcp(config: Config, entry: Entry, arguments: dict[str, Any]) -> Outcome:
+async def _call_mcp(context: Context, entry: Entry, arguments: dict[str, Any]) -> Outcome:
     """The tool's name is the address, or what follows its first dot."""
     if entry.server:
-        name, server = entry.server, mcp.named(config, entry.server)
+        name, server = entry.server, mcp.named(context.config, entry.server)
     else:
         words = shlex.split(entry.command) if isinstance(entry.command, str) else entry.command
         name, (program, *args) = f"catalog:{entry.address}", words or [""]
         server = mcp.Server(command=program, args=args)
     tools = (entry.address.partition(".")[2], entry.address)
     names = tuple(tool for tool in tools if tool)
-    return await mcp.call_at(name, server, entry.address, names, arguments, entry.timeout_seconds)
+    return await mcp.call_at(
+        context, name, server, entry.address, names, arguments, entry.timeout_seconds
+    )
 
 
-async def _call_http(_: Config, entry: Entry, arguments: dict[str, Any]) -> Outcome:
+async def _call_http(context: Context, entry: Entry, arguments: dict[str, Any]) -> Outcome:
     params = {"name": entry.address, "arguments": arguments}
-    body = wire.encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    seconds = entry.timeout_seconds or DEFAULT_SECONDS
+    answer = await ask(
+        context,
+        "POST",
+        str(entry.endpoint),
+        headers={"content-type": "application/json"},
+        body=wire.encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}),
+        timeout=entry.timeout_seconds or DEFAULT_SECONDS,
+        trusted=True,
+    )
+    if not isinstance(answer, Answer):
+        return answer
     try:
-        async with asyncio.timeout(seconds):
-            status, data = await _post(str(entry.endpoint), body)
-        return _answered(entry.address, status, data)
-    except (TimeoutError, httpx2.TimeoutException):
-        return Retry("timeout", f"{entry.address} took longer than {seconds:g} s")
-    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-        return Retry("communication", f"{entry.address}: {type(error).__name__}: {error}")
+        return _answered(entry.address, answer.status, await json_of(answer))
+    except Unreadable as problem:
+        if answer.status >= 300:
+            return _refused(entry.address, answer.status)
+        return Fail("validation", f"what {entry.address} answered can't be kept: {problem}")
 
 
-async def _post(url: str, body: bytes) -> tuple[int, bytes]:
-    """The one place that talks HTTP, to an endpoint of the operator's."""
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    async with (
-        httpx2.AsyncClient(timeout=None, trust_env=False) as client,
-        client.stream("POST", url, content=body, headers=headers) as response,
-    ):
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise httpx2.DecodingError("its answer is compressed")
-        data = bytearray()
-        async for chunk in response.aiter_raw():
-            data += chunk
-            if len(data) > LONGEST_ANSWER:
-                raise httpx2.StreamError(f"its answer is longer than {LONGEST_ANSWER} bytes")
-        return response.status_code, bytes(data)
-
-
-def _answered(address: str, status: int, data: bytes) -> Outcome:
-    try:
-        reply = wire.decode(data)
-    except Malformed as problem:
-        if status >= 300:
-            return _refused(address, status)
-        return Fail("validation", f"what {address} answered can't be kept: {sentence(problem)}")
+def _answered(address: str, status: int, reply: Any) -> Outcome:
     is_rpc = isinstance(reply, dict) and reply.keys() <= ENVELOPE and bool(reply.keys() & PARTS)
     if is_rpc and reply.get("error") is not None:
         return _error(address, reply["error"])
@@ -201,39 +173,3 @@ def _refused(address: str, status: int) -> Outcome:
             return Retry("communication", message)
         case _:
             return Fail("configuration", message)
-
-
-async def tools(config: Config) -> list[Tool]:
-    """What there is: the catalogue, and what the MCP servers that answer in time say they have."""
-    listed = {
-        entry.address: Tool(
-            address=entry.address,
-            source="catalog",
-            description=entry.description,
-            input_schema=entry.input_schema,
-            scopes=entry.scopes,
-        )
-        for entry in entries(config).values()
-    }
-    answers = (_tools_of(name, server) for name, server in mcp.servers(config).items())
-    for found in await asyncio.gather(*answers):
-        listed.update({tool.address: tool for tool in found if tool.address not in listed})
-    return sorted(listed.values(), key=lambda tool: tool.address)
-
-
-async def _tools_of(name: str, server: mcp.Server) -> list[Tool]:
-    try:
-        async with asyncio.timeout(LISTING_SECONDS):
-            found = await mcp.tools_of(name, server)
-    except (mcp.Silent, Misconfigured, TimeoutError) as error:
-        log("mcp_server_unlisted", "warning", server=name, error=str(error)[:500])
-        return []
-    return [
-        Tool(
-            address=f"{name}.{tool.name}",
-            source=name,
-            description=tool.description,
-            input_schema=tool.input_schema,
-        )
-        for tool in found
-    ]

@@ -208,6 +208,8 @@ def _failed(error: Exception) -> Retry | Fail:
             codes, type = [error.code], "authentication"
         case aiosmtplib.SMTPRecipientsRefused():
             codes, type = [refused.code for refused in error.recipients], "validation"
+        case aiosmtplib.SMTPResponseException(code=aiosmtplib.SMTPStatus.invalid_response):
+            return Retry("communication", "the mail server answered no SMTP")
         case aiosmtplib.SMTPResponseException():
             codes, type = [error.code], "runtime"
         case OSError():
@@ -220,4 +222,4 @@ def _failed(error: Exception) -> Retry | Fail:
     return Fail(type, message)
 
 
-KIND = Kind("email.send", Mail, run, outside=True)
+KIND = Kind("email.send", Mail, run, outside=True, needs="ORC_SMTP_URL")

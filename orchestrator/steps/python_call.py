@@ -3,7 +3,7 @@
 Python can't stop a thread. A call that is canceled, or takes too long, is given up: its run goes on
 without it, and what it answers is thrown away, but its slot is taken until it really ends. The
 threads are daemons, so they don't keep a worker from ending. `orchestrator.steps.current` tells the
-function which run it works for.
+function which run it works for. What it prints are lines of the run's log.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from . import Context, Done, Fail, Kind, Outcome, Retry, current, words
+from .overhearing import Heard, overheard
 from .threads import Threads
 
 threads = Threads()
@@ -34,10 +35,19 @@ async def run(call: Call, context: Context) -> Outcome:
         return Fail(
             "authorization", f"module {module!r} isn't allowed: name it in ORC_PYTHON_MODULES"
         )
-    job = threads.call(partial(_outcome, call, context))
+    heard = Heard()
+    job = threads.call(partial(_overheard, call, context, heard))
     context.calls.append(job)
-    answer: Outcome = await job.answer
-    return answer
+    try:
+        answer: Outcome = await job.answer
+        return answer
+    finally:
+        context.lines += heard.end()
+
+
+def _overheard(call: Call, context: Context, heard: Heard) -> Outcome:
+    with overheard(heard):
+        return _outcome(call, context)
 
 
 def _outcome(call: Call, context: Context) -> Outcome:
@@ -76,4 +86,4 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-KIND = Kind("python.call", Call, run)
+KIND = Kind("python.call", Call, run, needs="ORC_PYTHON_MODULES")

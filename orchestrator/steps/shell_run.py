@@ -121,4 +121,4 @@ def _outcome(given: Command, child: children.Child, out: bytes, err: bytes) -> O
     return Done(result)
 
 
-KIND = Kind("shell.run", Command, run, outside=True)
+KIND = Kind("shell.run", Command, run, outside=True, needs="ORC_SHELL_COMMANDS")

@@ -36,7 +36,7 @@ MOST_SECONDS = 3600.0
 USUAL_SECONDS = 30.0
 LONGEST_MESSAGE = 1000
 
-OFF = "sql.query is off: set ORC_SQL_URL to the URL of a login of its own (see README)"
+OFF = "sql.query is off: set ORC_SQL_URL to the URL of a login of its own (see `orc guide sql`)"
 
 
 class Query(msgspec.Struct, forbid_unknown_fields=True):
@@ -188,5 +188,12 @@ def _words(error: Exception, state: str) -> str:
 
 
 KIND = Kind(
-    "sql.query", Query, run, outside=True, keyed=True, records_itself=True, fixed=("statement",)
+    "sql.query",
+    Query,
+    run,
+    outside=True,
+    keyed=True,
+    records_itself=True,
+    fixed=("statement",),
+    needs="ORC_SQL_URL",
 )

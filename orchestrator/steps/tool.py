@@ -20,7 +20,7 @@ async def _run(address: str, arguments: dict[str, Any], context: Context) -> Out
     try:
         entry = catalog.entries(context.config).get(address)
         if entry is not None:
-            return await catalog.call(context.config, entry, arguments)
-        return await mcp.call(context.config, address, arguments)
+            return await catalog.call(context, entry, arguments)
+        return await mcp.call(context, address, arguments)
     except Misconfigured as problem:
         return Fail("configuration", f"{address}: {problem}")

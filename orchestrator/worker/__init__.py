@@ -27,7 +27,8 @@ from .. import db
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
-from ..steps import Kind, builtins, close
+from ..steps import Kind, close, survey
+from ..steps import kinds as known_kinds
 from ..telemetry import log
 from .engine import Run, unstorable
 from .hands import Hands
@@ -68,7 +69,7 @@ class Worker:
     ) -> None:
         self.config = config
         self.options = options
-        self.hands = Hands(config, kinds or builtins())
+        self.hands = Hands(config, kinds or known_kinds())
         self.counters = self.hands.counters
         self.changed = self.hands.changed
         self.id = ""  # none between two leases
@@ -108,6 +109,8 @@ class Worker:
         parts = [asyncio.create_task(self._live()), asyncio.create_task(self.hopeless.wait())]
         if self.options.hints:
             parts.append(asyncio.create_task(self._listen()))
+        if not self.options.once:
+            parts.append(asyncio.create_task(survey.keep(self.config)))
         try:
             await asyncio.wait(parts[:2], return_when=asyncio.FIRST_COMPLETED)
             if self.hopeless.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import loop_unblocked
 
 from orchestrator import steps
 from orchestrator.config import Config
@@ -32,6 +34,7 @@ from orchestrator.steps.reread import sentence
 from orchestrator.worker.engine import compile
 
 WILD = [sys.executable, "-I", "-S", str(Path(__file__).parent / "servers" / "wild.py")]
+BOMB = gzip.compress(b" " * 100_000_000)
 TYPED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -40,6 +43,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.head = ""
         self.status = 200
         self.body: bytes = b"null"
         self.headers = ""
@@ -54,6 +58,7 @@ class Endpoint:
         self.tasks.add(asyncio.current_task())
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].split()[0])
+        self.head = head
         self.asked.append(json.loads(await reader.readexactly(length)))
         with suppress(TimeoutError):
             await asyncio.wait_for(self.over.wait(), self.delay)
@@ -149,13 +154,21 @@ async def test_replies_become_outcomes(
 @pytest.mark.parametrize(
     ("body", "headers", "type", "words"),
     [
-        (b"x", "", "validation", "not JSON"),
+        (b"x", "", "validation", "isn't JSON"),
         (b"1e5000", "", "validation", "can't be kept"),
+        (b"9" * 5000, "", "validation", "out of range"),
         (b"[" * 33 + b"]" * 33, "", "validation", "deeper than 32"),
-        (b'"\\u0000"', "", "validation", "NUL"),
+        (b"[" * 5000 + b"]" * 5000, "", "validation", "deeper than 32"),
         (b'"\xff"', "", "validation", "can't be kept"),
-        (b" " * 1_100_000, "", "communication", "longer than 1048576 bytes"),
-        (b"\x1f\x8b", "Content-Encoding: gzip\r\n", "communication", "compressed"),
+        (b" " * 1_100_000, "", "validation", "more than 1048576 bytes"),
+        (b"\x1f\x8b", "Content-Encoding: gzip\r\n", "communication", "half of it"),
+        (
+            gzip.compress(b" " * 100_000_000),
+            "Content-Encoding: gzip\r\n",
+            "validation",
+            "more than",
+        ),
+        (b"x", "Content-Encoding: br\r\n", "validation", "wasn't asked for"),
     ],
 )
 async def test_hostile_replies_fail_the_call_by_their_name(
@@ -163,10 +176,24 @@ async def test_hostile_replies_fail_the_call_by_their_name(
 ) -> None:
     book.has(over_http(await endpoint.start()))
     endpoint.body, endpoint.headers = body, headers
-    outcome = await book.call("shop.price")
+    async with loop_unblocked():
+        outcome = await book.call("shop.price")
     assert isinstance(outcome, Fail | Retry)
     assert outcome.type == type
     assert words in outcome.message
+    endpoint.body, endpoint.headers = b'"a\\u0000b"', ""
+    assert await book.call("shop.price") == Done("a\ufffdb")
+
+
+async def test_an_endpoint_is_reached_through_the_guard_with_key_and_trace(
+    book: Book, endpoint: Endpoint
+) -> None:
+    book.has(over_http(await endpoint.start()))
+    context = Context(book.config, "t", "r", 1, 1, None, {}, key="k-1", traceparent="00-a-b-01")
+    await tool.kind("shop.price").run({}, context)  # type: ignore[misc]
+    assert "idempotency-key: k-1\r\n" in endpoint.head
+    assert "traceparent: 00-a-b-01\r\n" in endpoint.head
+    assert "user-agent: orchestrator\r\n" in endpoint.head
 
 
 async def test_an_endpoint_that_is_late_or_absent_may_be_tried_again(
@@ -176,7 +203,9 @@ async def test_an_endpoint_that_is_late_or_absent_may_be_tried_again(
     book.has(over_http(url, timeout_seconds=0.1))
     endpoint.delay = 0.4
     late = await book.call("shop.price")
-    assert late == Retry("timeout", "shop.price took longer than 0.1 s")
+    assert isinstance(late, Retry)
+    assert late.type == "timeout"
+    assert "took longer than 0.1 s" in late.message
     endpoint.server.close()
     book.has(over_http(url, timeout_seconds=10))
     absent = await book.call("shop.price")
@@ -266,28 +295,22 @@ def test_every_problem_of_the_catalogue_is_named() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="a stands 2 times") as wrong:
         catalog.understand(json.dumps(entries).encode())
-    for words in ("/0: http needs endpoint", "/0: http takes no server", "/1/input_schema: not a u",
-                  "/2/output_schema: not a usable JSON Schema"):  # fmt: skip
+    for words in ("/0: http needs endpoint", "/0: http takes no server", "/1/input_schema: no",
+                  "/2/output_schema: no usable JSON Schema"):  # fmt: skip
         assert words in str(wrong.value)
 
 
-async def test_a_regex_that_explodes_is_stopped(book: Book, endpoint: Endpoint) -> None:
-    schema = {"properties": {"a": {"type": "string", "pattern": "^(?=(a+)+$)"}}}
+async def test_a_regex_cannot_explode(book: Book, endpoint: Endpoint) -> None:
+    schema = {"properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
     book.has(over_http(await endpoint.start(), input_schema=schema))
-    outcome = await asyncio.wait_for(book.call("shop.price", a="a" * 50_000 + "b"), 1)
+    async with loop_unblocked():
+        outcome = await book.call("shop.price", a="a" * 50_000 + "b")
     assert isinstance(outcome, Fail)
     assert outcome.type == "validation"
-
-
-async def test_tools_are_listed_with_where_they_come_from(book: Book) -> None:
-    book.has(over_http("http://x/", description="what it costs", scopes=["shop"]))
-    listed = {tool.address: tool for tool in await catalog.tools(book.config)}
-    assert listed["shop.price"].source == "catalog"
-    assert listed["shop.price"].scopes == ["shop"]
-    assert listed["wild.strict"].source == "wild"
-    schema = listed["wild.strict"].input_schema
-    assert schema is not None
-    assert schema["required"] == ["n"]
+    schema["properties"]["a"]["pattern"] = "^(?=(a+)+$)"
+    entry = over_http("http://x/", input_schema=schema)
+    with pytest.raises(ValueError, match="/0/input_schema: no usable JSON Schema"):
+        catalog.understand(json.dumps([entry]).encode())
 
 
 async def test_uses_finds_builtins_then_tools_and_nothing_else(book: Book) -> None:

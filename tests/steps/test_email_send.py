@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import resource
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.message import EmailMessage
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope
+from peers import loop_unblocked
 
 from orchestrator.config import Config
 from orchestrator.steps import Context, Done, Fail, Outcome, Retry, email_send
@@ -223,6 +225,31 @@ async def test_a_server_that_is_away_or_silent_may_come_back() -> None:
     outcome = await sent(url)
     assert isinstance(outcome, Retry)
     assert outcome.type == "communication"
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"x" * 65_536, b"220-more\r\n" * 5000, b"\xff\0\r\n", b"220 hi\r\n" * 5000],
+)
+async def test_a_server_that_talks_without_end_or_sense_fails_the_step_and_nothing_else(
+    says: bytes,
+) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while True:
+                writer.write(says)
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with loop_unblocked():
+        port = server.sockets[0].getsockname()[1]
+        outcome = await sent(f"smtp://127.0.0.1:{port}", timeout=1.0)
+    server.close()
+    assert isinstance(outcome, Retry)
+    assert outcome.type in ("communication", "timeout")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000
 
 
 async def test_a_server_that_falls_silent_is_left() -> None:

@@ -29,7 +29,8 @@ from starlette.routing import Route
 from orchestrator import db, steps
 from orchestrator.config import Config
 from orchestrator.httpd import bind
-from orchestrator.steps import Context, Done, Fail, Outcome, Retry, catalog, mcp, tool
+from orchestrator.secrets import hidden
+from orchestrator.steps import Context, Done, Fail, Outcome, Retry, mcp, tool
 from orchestrator.steps.mcp.pool import Pool
 from orchestrator.steps.mcp.session import Limits
 
@@ -109,6 +110,7 @@ async def responsive(seconds: float = 0.1) -> AsyncIterator[None]:
 
     task = asyncio.create_task(watch())
     yield
+    await asyncio.sleep(0.01)  # the last stretch counts
     task.cancel()
     gc.unfreeze()
     assert longest < seconds, f"the loop was blocked for {longest:.3f} s"
@@ -122,7 +124,7 @@ async def test_the_demo_servers_make_a_first_pipeline(place: Place, tmp_path: Pa
     place.servers(weather=demo("weather"), telegram=demo("telegram", str(outbox)))
     weather = await place.value("weather.get_forecast", city="london", date="2026-07-15")
     assert weather["summary"] == "London, 15 July: usually 14 to 24 °C, some rain"
-    assert weather["source"] == "climate normals"
+    assert weather["source"] == "demo"
     sent = await place.value("telegram.send_message", chat_id=7, text=weather["summary"])
     assert sent == {"ok": True, "message_id": 1, "chat_id": 7}
     assert json.loads(outbox.read_text())["text"] == weather["summary"]
@@ -197,7 +199,7 @@ async def test_unknown_names_are_answered_with_a_way_out(place: Place) -> None:
     assert isinstance(wrong, Fail)
     assert wrong.type == "configuration"
     assert "did you mean echo?" in wrong.message
-    assert "known: breed, contents, die" in wrong.message
+    assert "known: beside, breed, contents, die" in wrong.message
     nowhere = Context(Config(), "t", "r", 1, 1, None, {})
     wrong = await tool.kind("a.b").run({}, nowhere)  # type: ignore[misc]
     assert wrong == Fail(
@@ -263,9 +265,7 @@ async def test_a_server_that_dies_in_a_call_fails_it_and_is_started_again(place:
     other = asyncio.create_task(place.call("wild.hang"))
     await asyncio.sleep(0.05)
     lost = await place.call("wild.die", status=3)
-    assert lost == Retry(
-        "communication", "wild.die: MCP server 'wild' ended with status 3: it hurts"
-    )
+    assert lost == Retry("communication", "wild.die: MCP server 'wild' ended with status 3")
     also_lost = await other
     assert isinstance(also_lost, Retry)
     assert also_lost.type == "communication"
@@ -296,6 +296,21 @@ async def test_what_the_file_keeps_secret_is_not_in_errors(place: Place) -> None
     lost = await place.call("wild.echo")
     assert isinstance(lost, Retry)
     assert lost.message.endswith("no configuration ***")
+
+
+async def test_the_last_words_of_a_server_are_in_the_log_and_in_nobody_elses_error(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hidden.add("K", "canary-of-another-run")
+    other = asyncio.create_task(place.call("wild.hang"))
+    await place.value("wild.echo")
+    lost = await place.call("wild.die", words="it hurts canary-of-another-run")
+    for outcome in (lost, await other):
+        assert isinstance(outcome, Retry)
+        assert outcome.message.endswith("MCP server 'wild' ended with status 3")
+    said = capfd.readouterr().out
+    assert "it hurts [secret K]" in said
+    assert "canary-of" not in said
 
 
 async def test_a_server_that_says_nothing_is_given_up(place: Place) -> None:
@@ -481,6 +496,8 @@ async def test_what_a_dead_server_started_is_killed_with_it(place: Place) -> Non
     bred = await place.value("wild.breed")
     os.kill(bred["pid"], signal.SIGKILL)
     await gone(bred["child"])
+    pool = await mcp.sessions()
+    await until(lambda: not pool.sessions)  # it has been heard
     assert await place.value("wild.echo", a=1) == {"a": 1}
 
 
@@ -570,8 +587,6 @@ async def test_a_remote_server_is_called_over_streamable_http(place: Place) -> N
         wrong = await place.call("remote.double", n="x")
         assert isinstance(wrong, Fail)
         assert wrong.type == "validation"
-        listed = await catalog.tools(place.config)
-        assert [(tool.address, tool.source) for tool in listed] == [("remote.double", "remote")]
     lost = await place.call("remote.double", n=1)
     assert isinstance(lost, Retry)
     assert lost.type == "communication"
@@ -630,6 +645,36 @@ async def empty_contents(id: Any) -> Response:
     return answered(id, '{"content":[' + "{}," * 99_000 + "{}]}")
 
 
+def structured(value: str) -> Answering:
+    async def answer(id: Any) -> Response:
+        return answered(id, '{"content":[],"structuredContent":{"a":' + value + "}}")
+
+    return answer
+
+
+def event(value: str) -> Answering:
+    async def answer(id: Any) -> Response:
+        head = 'data: {"jsonrpc":"2.0","id":' + str(id) + ',"result":{"content":[],'
+        body = head + '"structuredContent":{"a":' + value + "}}}\r\n\r\n"
+        return Response(": hello\r\n\r\n" + body, media_type="text/event-stream")
+
+    return answer
+
+
+async def comments(_: Any) -> Response:
+    async def body() -> AsyncIterator[bytes]:
+        while True:
+            yield b":\n\n" * 20_000
+            await asyncio.sleep(0)
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+async def not_text(id: Any) -> Response:
+    body = b'{"jsonrpc":"2.0","id":' + str(id).encode() + b',"result":{"content":"\xff"}}'
+    return Response(body, media_type="application/json")
+
+
 async def infinite(id: Any) -> Response:
     return answered(id, '{"content":[],"structuredContent":{"a":1e5000}}')
 
@@ -639,16 +684,56 @@ async def infinite(id: Any) -> Response:
     [
         (endless, "validation", "longer than 1048576 bytes"),
         (compressed, "communication", "its answer is compressed"),
-        (empty_contents, "validation", "has 99001 content items"),
+        (empty_contents, "validation", "more than 50000 arrays and objects"),
         (infinite, "validation", "can't be kept"),
+        (not_text, "validation", "invalid unicode"),
+        (structured('"\\u0000"'), "validation", "NUL"),
+        (structured("[" * 5000 + "1" + "]" * 5000), "validation", ""),
+        (structured("[" * 50_000 + "1" + "]" * 50_000), "validation", "deeper than 32"),
+        (structured("[" + "[]" * 30_000), "validation", "can't be read: JSON"),
+        (structured("[1]" * 600_000), "validation", "longer than 1048576 bytes"),
+        (event("[" * 50_000 + "1" + "]" * 50_000), "validation", "deeper than 32"),
+        (event("[1]" * 600_000), "communication", "longer than 1048576 bytes"),
+        (event("1e5000"), "validation", "can't be kept"),
+        (comments, "timeout", "took longer than 0.5 s"),
     ],
 )
 async def test_a_hostile_answer_over_http_fails_its_call(
     place: Place, answer: Answering, type: str, words: str
 ) -> None:
+    await place.limit(call=0.5 if answer is comments else 10.0)
     async with served(hostile(answer)) as url:
         place.servers(remote={"url": url})
-        outcome = await place.call("remote.call")
+        await place.call("remote.nothing")  # it is warm
+        async with responsive():
+            outcome = await place.call("remote.call")
     assert isinstance(outcome, Fail | Retry)
     assert outcome.type == type
     assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "size"),
+    [
+        (structured("[" + "1," * 500_000 + "1]"), 500_001),
+        (structured("[" + "[]," * 49_000 + "[]]"), 49_001),
+        (event("[" + "1," * 500_000 + "1]"), 500_001),
+        (event('{"a":[' + '"x",' * 100_000 + "1]}"), 1),
+    ],
+)
+async def test_a_large_answer_over_http_is_the_value_and_the_loop_goes_on(
+    place: Place, answer: Answering, size: int
+) -> None:
+    async with served(hostile(answer)) as url:
+        place.servers(remote={"url": url})
+        await place.call("remote.nothing")
+        async with responsive():
+            value = await place.value("remote.call")
+    assert len(value["a"]) == size
+
+
+async def test_the_key_and_the_trace_go_beside_the_arguments(place: Place) -> None:
+    context = Context(place.config, "t", "r", 1, 1, None, {}, key="k-1", traceparent="00-a-b-01")
+    outcome: Any = await tool.kind("wild.beside").run({}, context)  # type: ignore[misc]
+    assert outcome.value == {"orchestrator/idempotency-key": "k-1", "traceparent": "00-a-b-01"}
+    assert await place.value("wild.beside") == {}

@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from ...config import Config
-from .. import Outcome
+from .. import Context, Outcome
 from .servers import Server, Silent, named, servers
 
 if TYPE_CHECKING:
@@ -42,13 +41,15 @@ async def close() -> None:
         await made.close()
 
 
-async def call(config: Config, address: str, arguments: dict[str, Any]) -> Outcome:
+async def call(context: Context, address: str, arguments: dict[str, Any]) -> Outcome:
     """`<server>.<tool>` of the operator's file. Raises Misconfigured."""
     name, _, tool = address.partition(".")
-    return await call_at(name, named(config, name), address, (tool,), arguments)
+    server = named(context.config, name)
+    return await call_at(context, name, server, address, (tool,), arguments)
 
 
 async def call_at(
+    context: Context,
     name: str,
     server: Server,
     address: str,
@@ -58,9 +59,18 @@ async def call_at(
 ) -> Outcome:
     """The first of these tools that the server has."""
     pool = await sessions()
-    from .calling import call  # with the SDK, which is imported by now
+    from .calling import Asked, call  # with the SDK, which is imported by now
 
-    return await call(pool, name, server, address, tools, arguments, seconds)
+    return await call(pool, name, server, Asked(address, tools, arguments, meta(context), seconds))
+
+
+KEY = "orchestrator/idempotency-key"
+
+
+def meta(context: Context) -> dict[str, Any]:
+    """What goes beside the arguments: the same key on every attempt, and the trace."""
+    said = {KEY: context.key, "traceparent": context.traceparent}
+    return {name: value for name, value in said.items() if value}
 
 
 async def tools_of(name: str, server: Server) -> list[Tool]:

@@ -24,7 +24,7 @@ def outcome(address: str, tool: Tool, answer: Answer) -> Outcome:
     value = _contents(answer) if structured is None else structured
     if problem := unkeepable(value):
         return Fail("validation", f"what {address} answered {problem}")
-    if structured is not None and tool.results and (wrong := tool.results.problems(structured)):
+    if structured is not None and tool.results and (wrong := tool.results.complaint(structured)):
         return Fail("validation", f"what {address} answered isn't what it promised: {wrong}")
     return Done(value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import timeout
-from typing import Any
+from typing import Any, NamedTuple
 
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
@@ -15,19 +15,21 @@ from .servers import Server, Silent, nearest
 from .session import Lost, Session, Tool
 
 
-async def call(
-    pool: Pool,
-    name: str,
-    server: Server,
-    address: str,
-    tools: tuple[str, ...],
-    arguments: dict[str, Any],
-    seconds: float | None,
-) -> Outcome:
-    limit = seconds or pool.limits.call
+class Asked(NamedTuple):
+    """A call: the first of these tools that the server has."""
+
+    address: str
+    tools: tuple[str, ...]
+    arguments: dict[str, Any]
+    meta: dict[str, Any]
+    seconds: float | None = None
+
+
+async def call(pool: Pool, name: str, server: Server, asked: Asked) -> Outcome:
+    limit, address = asked.seconds or pool.limits.call, asked.address
     try:
         async with timeout(limit), pool.session(name, server) as session:
-            outcome = await _call(session, address, tools, arguments)
+            outcome = await _call(session, asked)
             pool.works(name)
             return outcome
     except TimeoutError:
@@ -40,24 +42,24 @@ async def call(
         return Fail("validation", f"what {address} answered isn't MCP: {error}"[:1000])
 
 
-async def _call(
-    session: Session, address: str, tools: tuple[str, ...], arguments: dict[str, Any]
-) -> Outcome:
-    tool = await session.tool(*tools)
+async def _call(session: Session, asked: Asked) -> Outcome:
+    address, arguments = asked.address, asked.arguments
+    tool = await session.tool(*asked.tools)
     if tool is None:
-        way_out = nearest(tools[0], session.tools)
-        return Fail("configuration", f"{session.name!r} has no tool {tools[0]!r}{way_out}")
+        way_out = nearest(asked.tools[0], session.tools)
+        return Fail("configuration", f"{session.name!r} has no tool {asked.tools[0]!r}{way_out}")
     if problem := answers.unkeepable(arguments):
         return Fail("validation", f"the arguments of {address} {problem}")
-    if tool.arguments and (wrong := tool.arguments.problems(arguments)):
+    if tool.arguments and (wrong := tool.arguments.complaint(arguments)):
         return Fail("validation", f"the arguments of {address} are wrong: {wrong}")
-    return answers.outcome(address, tool, await session.call(tool.name, arguments))
+    answer = await session.call(tool.name, arguments, asked.meta)
+    return answers.outcome(address, tool, answer)
 
 
 async def tools(pool: Pool, name: str, server: Server) -> list[Tool]:
     try:
         async with pool.session(name, server) as session:
             pool.works(name)
-            return list(session.tools.values())
+            return await session.offered()
     except (Lost, MCPError, ValidationError, RuntimeError) as error:
         raise Silent(str(error)) from error

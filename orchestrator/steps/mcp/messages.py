@@ -32,6 +32,9 @@ MOST_TOOLS = 1000
 MOST_CONTAINERS = 50_000
 """Arrays and objects of a message: they cost the most, by far."""
 
+DECODED_BY_THE_SDK = 32_768
+ASIDE = "orchestrator/aside"
+
 ENVELOPE = 8
 """Levels that a message puts around what a tool answered."""
 
@@ -73,12 +76,36 @@ def refused(line: bytes, why: str) -> JSONRPCError:
     raise Unreadable(why)
 
 
-def only_bounded(item: SessionMessage | Exception) -> SessionMessage | Exception | None:
-    """The same for what a transport of the SDK has read."""
-    if isinstance(item, Exception):
-        return item
-    message = _bounded(item.message)
-    return SessionMessage(message, item.metadata) if message else None
+class Aside:
+    """Over HTTP the SDK decodes, and its models took 700 ms for 1 MB of empty arrays. So what is
+    large is decoded here, and a stub goes through the SDK in its place."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, JSONRPCMessage] = {}
+        self._count = 0
+
+    def lighten(self, data: bytes) -> bytes:
+        """What stands for a message; nothing for one that nobody needs. Raises Unreadable."""
+        if len(data) <= DECODED_BY_THE_SDK:
+            return data
+        message = read(data)
+        if not isinstance(message, JSONRPCResponse | JSONRPCError):
+            return b""
+        self._count += 1
+        self._kept[self._count] = message
+        return wire.encode({"jsonrpc": "2.0", "id": message.id, "result": {ASIDE: self._count}})
+
+    def restored(self, item: SessionMessage | Exception) -> SessionMessage | Exception | None:
+        """What the SDK has read, bounded."""
+        if isinstance(item, Exception):
+            return item
+        message = item.message
+        if isinstance(message, JSONRPCResponse) and message.result.keys() == {ASIDE}:
+            kept = self._kept.pop(message.result[ASIDE], None)
+            if kept is not None:  # the SDK knows better which request it answers
+                message = kept.model_copy(update={"id": message.id})
+        bounded = _bounded(message)
+        return SessionMessage(bounded, item.metadata) if bounded else None
 
 
 def _error(id: int | str, message: str) -> JSONRPCError:

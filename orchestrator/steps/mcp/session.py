@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 
 from ... import __version__
 from ...errors import Misconfigured
+from ...shape import Shape, tolerant
 from ...telemetry import log
 from .. import words
-from ..schemas import Schema
 from . import http, stdio
 from .servers import Server
 
@@ -64,13 +64,14 @@ class Tool:
         self.name = tool.name
         self.description = tool.description or tool.title or ""
         self.input_schema = tool.input_schema
+        self.output_schema = tool.output_schema
         self.arguments = _usable(tool.name, tool.input_schema)
         self.results = _usable(tool.name, tool.output_schema)
 
 
-def _usable(tool: str, schema: dict[str, Any] | None) -> Schema | None:
+def _usable(tool: str, schema: dict[str, Any] | None) -> Shape | None:
     try:
-        return Schema(schema) if schema else None
+        return tolerant(schema) if schema else None
     except ValueError as error:
         log("schema_unusable", "warning", tool=tool, error=str(error)[:500])
         return None
@@ -193,10 +194,18 @@ class Session:
             await self._ask(self._list())
         return None
 
-    async def call(self, tool: str, arguments: dict[str, Any]) -> Answer:
+    async def offered(self) -> list[Tool]:
+        """All that the server has."""
+        await self.opened()
+        if not self.tools:  # it said that they have changed
+            await self._ask(self._list())
+        return list(self.tools.values())
+
+    async def call(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any]) -> Answer:
         """Raises Lost, and the server's own MCPError. Canceled, it tells the server."""
         client = await self.opened()
-        params = types.CallToolRequestParams(name=tool, arguments=arguments)
+        more: Any = {"_meta": meta} if meta else {}
+        params = types.CallToolRequestParams(name=tool, arguments=arguments, **more)
         return await self._ask(client.send_request(types.CallToolRequest(params=params), ANSWER))
 
     async def _ask(self, question: Awaitable[T]) -> T:

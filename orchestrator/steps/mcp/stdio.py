@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import anyio
@@ -13,7 +13,8 @@ from mcp_types import JSONRPCMessage, JSONRPCRequest
 
 from ...config import bare_environment
 from ...errors import Misconfigured
-from ...telemetry import MASK
+from ...secrets import hidden
+from ...telemetry import MASK, log
 from .. import child
 from . import messages
 from .servers import Server
@@ -41,7 +42,7 @@ async def connect(server: Server, lost: Callable[..., None]) -> AsyncIterator[St
     """`lost` hears why there will be no more answers."""
     environment = {**bare_environment(), **server.env}
     process = child.start([server.command, *server.args], environment, server.cwd)
-    pipes = Pipes(process, lost, secrets=[v for v in server.env.values() if len(v) >= SECRET])
+    pipes = Pipes(process, lost, server)
     parts = [asyncio.create_task(part) for part in (pipes.hear(), pipes.speak(), pipes.overhear())]
     async with AsyncExitStack() as stack:
         stack.push_async_callback(pipes.close)
@@ -57,12 +58,12 @@ async def _cancel(parts: list[asyncio.Task[None]]) -> None:
 
 
 class Pipes:
-    def __init__(
-        self, process: child.Child, lost: Callable[..., None], secrets: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, process: child.Child, lost: Callable[..., None], server: Server) -> None:
         self._child = process
         self._lost = lost
-        self._secrets = secrets
+        self._command = server.command
+        self._secrets = [value for value in server.env.values() if len(value) >= SECRET]
+        self._was_called = False
         self._heard, self.incoming = anyio.create_memory_object_stream[SessionMessage | Exception]()
         self.outgoing, self._unsent = anyio.create_memory_object_stream[SessionMessage](UNSENT)
         self._garbage = self._questions = 0
@@ -123,17 +124,22 @@ class Pipes:
         self._heard.close()
 
     def _end(self) -> str:
+        """Once it was called, its last words may be of anybody's call: they are the operator's."""
         status = self._child.status
         how = "closed its output" if status is None else f"ended with status {status}"
         tail = self._tail.decode(errors="replace").strip()
         for secret in self._secrets:
             tail = tail.replace(secret, MASK)
-        return f"{how}: {tail[-500:]}" if tail else how
+        tail = hidden.text(tail)[-500:]
+        if tail and self._was_called:
+            log("mcp_server_said", "warning", command=self._command, stderr=tail)
+        return f"{how}: {tail}" if tail and not self._was_called else how
 
     async def speak(self) -> None:
         try:
             async for item in self._unsent:
                 message = item.message
+                self._was_called |= getattr(message, "method", "") == "tools/call"
                 self._questions -= hasattr(message, "result") or hasattr(message, "error")
                 text = message.model_dump_json(by_alias=True, exclude_unset=True)
                 async with asyncio.timeout(STUCK_SECONDS):

@@ -23,7 +23,8 @@ tools: dict[str, dict[str, Any]] = {
             "additionalProperties": False,
         },
         "outputSchema": {"type": "object", "properties": {"n": {"type": "integer"}}},
-    }
+    },
+    "beside": {"inputSchema": ANYTHING},
 }
 
 
@@ -122,8 +123,8 @@ def was_canceled(id: Any) -> None:
 
 
 @tool
-def die(id: Any, status: int = 3) -> None:
-    print("it hurts", file=sys.stderr, flush=True)
+def die(id: Any, status: int = 3, words: str = "it hurts") -> None:
+    print(words, file=sys.stderr, flush=True)
     os._exit(status)
 
 
@@ -163,6 +164,8 @@ def handle(message: dict[str, Any]) -> None:
             )
         case "tools/list":
             answer(id, tools=[{"name": name, **about} for name, about in tools.items()])
+        case "tools/call" if params["name"] == "beside":
+            give(id, **params.get("_meta", {}))
         case "tools/call" if params["name"] in globals():
             globals()[params["name"]](id, **params.get("arguments") or {})
         case "tools/call":
