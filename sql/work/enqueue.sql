@@ -219,7 +219,7 @@ begin
     decision := case when run is not null then 'replaced' end;
     reason := case when run is not null then 'it had not begun, and has the new input' end;
   else
-    reason := format('run %s of this key is told to cancel', orc._make_way(tenant, key, new_run));
+    reason := 'run ' || orc._make_way(tenant, key, new_run) || ' of this key is told to cancel';
   end if;
 end $$;
 comment on function orc._meet_key(text, text, integer, text, uuid, uuid, jsonb, jsonb, text) is 'Applies on_conflict to a new run.';
@@ -248,7 +248,7 @@ begin
     perform orc._invalid('A key has 1 to 400 characters', 'dedupe_key, concurrency_key');
   elsif dedupe_window is null or dedupe_window not between '0' and '3660 days' then
     perform orc._invalid('A window is not negative, and at most ten years', 'dedupe_window');
-  elsif exists (select from unnest(seconds) as s where s not between 0 and 1e8) then
+  elsif 0 > any (seconds) or 1e8 < any (seconds) then
     perform orc._invalid('Seconds are 0 to 1e8', 'backoff_seconds, backoff_limit_seconds, timeout_seconds');
   elsif not orchestrator.json_is_bounded(input) or not orchestrator.json_is_bounded(labels, 10000) then
     perform orc._invalid('The input or the labels are too large or too deep', 'input',
@@ -353,7 +353,9 @@ begin
   if v_state <> 'blocked' then
     perform orc._hint(v_queue);
   end if;
-  return query select v_run, 'created', reason;
+  run_id := v_run;
+  decision := 'created';
+  return next;
 end $$;
 comment on function orc.enqueue is
   'Makes a run that does a pipeline. Answers its id and whether it was created, skipped, replaced or merged, and why.';
@@ -396,24 +398,24 @@ language sql as $$
     select left(f.id::text, 24) as head, ('x0000' || right(f.id::text, 12))::bit(64)::bigint & 140737488355327 as tail,
            orchestrator.now() as now
     from orchestrator.new_id() as f(id)),
+  own as materialized (
+    select d.document, p.id, p.queue, p.priority
+    from (select distinct i -> 'pipeline' as document
+          from jsonb_array_elements(case when items @? '$[*].pipeline' then items else '[]' end) as i
+          where jsonb_typeof(i -> 'pipeline') <> 'null') as d
+    cross join lateral orc._pipeline(_in_one_pass.tenant, d.document) as p),
   item as materialized (
-    select (f.head || lpad(to_hex(f.tail + i.nth), 12, '0'))::uuid as run_id, i.queue, i.priority, i.pipeline, i.input, i.due_at, i.max_attempts, i.labels, i.backoff,
-           i.backoff_seconds, i.backoff_limit_seconds, i.timeout_seconds, i.kind, i.nth, f.now
-    from first f, rows from (jsonb_to_recordset(items) as (
+    select (f.head || lpad(to_hex(f.tail + i.nth), 12, '0'))::uuid as run_id, coalesce(o.id, standard) as pipeline_id,
+           coalesce(i.queue, case when o.id is null then usual_queue else o.queue end, 'default') as queue,
+           coalesce(i.priority, case when o.id is null then usual_priority else o.priority end, 50::smallint) as priority,
+           i.input, i.due_at, i.max_attempts, i.labels, i.backoff, i.backoff_seconds, i.backoff_limit_seconds, i.timeout_seconds,
+           i.kind, i.nth, f.now
+    from first f cross join rows from (jsonb_to_recordset(items) as (
       pipeline jsonb, input jsonb, queue text, priority smallint, due_at timestamptz, max_attempts smallint, labels jsonb,
       backoff text, backoff_seconds real, backoff_limit_seconds real, timeout_seconds real, kind text)) with ordinality
       as i(pipeline, input, queue, priority, due_at, max_attempts, labels, backoff, backoff_seconds, backoff_limit_seconds,
-           timeout_seconds, kind, nth)),
-  own as materialized (
-    select d.pipeline, p.id, p.queue, p.priority
-    from (select distinct pipeline from item where pipeline is not null) as d
-    cross join lateral orc._pipeline(_in_one_pass.tenant, d.pipeline) as p),
-  placed as materialized (
-    select i.run_id, i.nth, i.input, i.due_at, i.now, i.max_attempts, i.labels, i.backoff, i.backoff_seconds, i.backoff_limit_seconds,
-           i.timeout_seconds, i.kind, coalesce(o.id, standard) as pipeline_id,
-           coalesce(i.queue, case when o.id is null then usual_queue else o.queue end, 'default') as queue,
-           coalesce(i.priority, case when o.id is null then usual_priority else o.priority end, 50::smallint) as priority
-    from item i left join own o on o.pipeline = i.pipeline),
+           timeout_seconds, kind, nth)
+    left join own o on o.document = i.pipeline),
   made as (
   insert into orchestrator.due_work (
     tenant_id, run_id, pipeline_id, due_at, backoff_seconds, backoff_limit_seconds, timeout_seconds, max_attempts,
@@ -424,8 +426,8 @@ language sql as $$
          i.backoff_seconds, i.backoff_limit_seconds, i.timeout_seconds, coalesce(i.max_attempts, 1), i.priority,
          case when i.due_at > i.now then 'scheduled' else 'ready' end, i.queue, coalesce(i.kind, 'run'), i.backoff, i.input,
          i.labels
-  from placed i)
-  select run_id, queue, priority from placed order by nth
+  from item i)
+  select run_id, queue, priority from item order by nth
 $$;
 comment on function orc._in_one_pass(text, jsonb, uuid, text, smallint) is 'Enqueues items that meet nothing; answers in their order.';
 
@@ -454,9 +456,10 @@ comment on function orc._check_items(jsonb, boolean) is 'Refuses items that aren
 create function orc._items_meet(tenant text, items jsonb, usual_key text) returns boolean
 language sql as $$
   select items @? '$[*] ? (exists (@.dedupe_key) || exists (@.concurrency_key))'
-    or usual_key is not null and (items @? '$[*] ? (!exists (@.pipeline))')
+    or usual_key is not null and items @? '$[*] ? (!exists (@.pipeline) || @.pipeline == null)'
     or items @? '$[*].pipeline' and exists (
-      select from (select distinct i -> 'pipeline' as document from jsonb_array_elements(items) as i where i ? 'pipeline') as d
+      select from (select distinct i -> 'pipeline' as document from jsonb_array_elements(items) as i
+            where jsonb_typeof(i -> 'pipeline') <> 'null') as d
       cross join lateral orc._pipeline(tenant, d.document) as p where p.concurrency_key is not null)
 $$;
 comment on function orc._items_meet(text, jsonb, text) is 'Whether items have to be enqueued one by one.';
