@@ -134,7 +134,7 @@ comment on function orc._meet_standing(text, text, uuid, text, uuid, jsonb, time
 -- Who asks is alone among those who ask of this key: the lock is taken in a statement of its own, so
 -- the look sees what the one before made.
 create function orc._in_the_way(tenant text, key text, max_running integer, out run uuid, out state text)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_slots constant integer := coalesce(max_running, (
     select c.max_running from orchestrator.concurrency c where c.tenant_id = tenant and c.key = $2), 1);
@@ -156,17 +156,23 @@ comment on function orc._in_the_way(text, text, integer) is 'A run that has what
 -- The last in line that has not begun does what the new run would have done, in its place. A retry and
 -- a run that another waits for are left alone: they answer for an input of their own.
 create function orc._replace_queued(tenant text, key text, pipeline uuid, new_input jsonb, new_labels jsonb, new_dedupe text) returns uuid
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_run uuid;
 begin
+  select q.run_id into v_run from (
+    (select b.run_id from orchestrator.due_work b
+     where b.tenant_id = tenant and b.concurrency_key = $2 and b.state = 'blocked' and b.epoch = 0
+       and b.due_at <= orchestrator.now() and b.retry_of is null and b.parent_id is null
+     order by b.priority desc, b.due_at desc, b.run_id desc limit 1)
+    union all
+    (select n.run_id from orchestrator.due_work n
+     where n.tenant_id = tenant and n.concurrency_key = $2 and n.state in ('scheduled', 'ready') and n.epoch = 0
+       and n.due_at <= orchestrator.now() and n.retry_of is null and n.parent_id is null
+     order by n.due_at desc, n.run_id desc limit 1)) as q limit 1;
   update orchestrator.due_work w
   set pipeline_id = pipeline, input = new_input, labels = new_labels, dedupe_key = coalesce(new_dedupe, w.dedupe_key)
-  where w.tenant_id = tenant and w.state in ('scheduled', 'ready', 'blocked') and w.epoch = 0 and w.run_id = (
-    select q.run_id from orchestrator.due_work q
-    where q.tenant_id = tenant and q.concurrency_key = $2 and q.state in ('scheduled', 'ready', 'blocked') and q.epoch = 0
-      and q.due_at <= orchestrator.now() and q.retry_of is null and q.parent_id is null
-    order by q.state <> 'blocked', q.due_at desc, q.run_id desc limit 1)
+  where w.tenant_id = tenant and w.run_id = v_run and w.state in ('scheduled', 'ready', 'blocked') and w.epoch = 0
   returning w.run_id into v_run;
   if v_run is not null and new_dedupe is not null then
     update orchestrator.dedupe d set run_id = v_run where d.tenant_id = tenant and d.key = new_dedupe;
@@ -177,18 +183,21 @@ comment on function orc._replace_queued(text, text, uuid, jsonb, jsonb, text) is
 
 -- One running run is told to stop for each that waits for a slot, the longest running first.
 create function orc._make_way(tenant text, key text, new_run uuid) returns uuid
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_run uuid;
+  v_told integer;
 begin
+  select count(*) into v_told from orchestrator.due_work t
+  where t.tenant_id = tenant and t.concurrency_key = $2 and t.state = 'running' and t.cancel_requested_at is not null;
+  if v_told > 0 and not exists (select from orchestrator.due_work b
+                                where b.tenant_id = tenant and b.concurrency_key = $2 and b.state = 'blocked' offset v_told - 1) then
+    return null;
+  end if;
   update orchestrator.due_work w set cancel_requested_at = orchestrator.now()
   where w.tenant_id = tenant and w.state = 'running' and w.cancel_requested_at is null and w.run_id = (
     select r.run_id from orchestrator.due_work r
     where r.tenant_id = tenant and r.concurrency_key = $2 and r.state = 'running' and r.cancel_requested_at is null
-      and (select count(*) from orchestrator.due_work b
-           where b.tenant_id = tenant and b.concurrency_key = $2 and b.state = 'blocked')
-          >= (select count(*) from orchestrator.due_work t
-              where t.tenant_id = tenant and t.concurrency_key = $2 and t.state = 'running' and t.cancel_requested_at is not null)
     order by r.started_at, r.run_id limit 1)
   returning w.run_id into v_run;
   if v_run is not null then
