@@ -33,9 +33,11 @@ class Exit(IntEnum):
     INTERRUPTED = 130  # Ctrl-C: what was begun goes on
 
 
-STATUSES = """Exit status: 0 done · 1 refused, failed, or something is wrong · 2 the words, the file
-or the parameters make no sense · 3 the run was canceled · 4 the run timed out · 69 the database
-can't be reached · 78 the settings or the schema can't work · 130 interrupted."""
+STATUSES = (
+    "Exit status: 0 done · 1 refused, failed, or something is wrong · 2 the words, the file or the"
+    " parameters make no sense · 3 the run was canceled · 4 the run timed out · 69 the database"
+    " can't be reached · 78 the settings or the schema can't work · 130 interrupted."
+)
 
 Form = Literal["table", "json", "jsonl", "id"]
 Output = Annotated[
@@ -163,6 +165,7 @@ def _cell(value: Any) -> str:
 
 def guarded(work: typer.Typer) -> None:
     """What is wrong is one clear line, and the exit status says whether trying again can help."""
+    telemetry.setup("orc", "error")  # a process says its own
     try:
         work()
     except (Misconfigured, Unfit) as error:
