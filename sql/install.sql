@@ -45,8 +45,9 @@ set local search_path = pg_catalog;
 \ir auth/functions.sql
 \ir auth/secrets.sql
 
--- The life of a run, in its order: enqueue, how it waits, claim, what its steps do, settle; the workers'
+-- The life of a run, in its order: its pipeline, enqueue, how it waits, claim, what its steps do, settle; the workers'
 -- leases; what people do to runs and queues, and answer to those that wait; housekeeping.
+\ir work/documents.sql
 \ir work/enqueue.sql
 \ir pipelines/waits.sql
 \ir work/claim.sql

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator import cli, db, guide
+from orchestrator.cli import processes
 from orchestrator.errors import Unfit
 
 
@@ -113,9 +114,9 @@ async def test_a_deploy_that_breaks_older_programs_ends_them_with_what_to_do(
     database: str, conn: db.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(cli, "SCHEMA_SECONDS", 0.02)
+    monkeypatch.setattr(processes, "SCHEMA_SECONDS", 0.02)
     monkeypatch.setattr(os, "kill", lambda _, number: ended.append(number))
-    watch = asyncio.create_task(cli._watch_schema(database))
+    watch = asyncio.create_task(processes._watch_schema(database))
     await asyncio.sleep(0.1)
     assert not watch.done()
     await conn.execute(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +194,63 @@ def test_the_command_answers_json_for_programs(tmp_path: Path) -> None:
         "type": "duration",
         "message": "'soon' is no duration: write 250ms, 30s, 1h30m or PT5M",
     }
+
+
+def test_an_unknown_tool_is_a_warning_and_an_error_when_strict(tmp_path: Path) -> None:
+    file = write(tmp_path, "pipeline:\n  - uses: stt\n  - uses: shop.order\n    with: {n: x}\n")
+    done = orc(file)
+    assert (done.exit_code, done.stdout.splitlines()) == (0, [
+        f"{file}:2: /pipeline/0/uses: warning: there is no tool 'stt' (did you mean set?)",
+        f"{file}:3: /pipeline/1/uses: warning: there is no tool 'shop.order'",
+    ])  # fmt: skip
+    assert orc("--strict", file).exit_code == 1
+
+
+def test_the_catalogue_says_which_tools_there_are_and_what_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = [{
+        "address": "shop.order", "transport": "http", "endpoint": "http://127.0.0.1:1/",
+        "input_schema": {"properties": {"n": {"type": "integer"}}},
+    }]  # fmt: skip
+    (tmp_path / "catalog.json").write_bytes(msgspec.json.encode(catalog))
+    monkeypatch.setenv("TOOL_CATALOG_PATH", str(tmp_path / "catalog.json"))
+    file = write(tmp_path, "pipeline:\n  - uses: shop.order\n    with: {n: x}\n")
+    done = orc("--strict", file)
+    assert (done.exit_code, done.stdout.count("\n")) == (1, 1)
+    assert f"{file}:3: /pipeline/0/with/n:" in done.stdout
+
+
+def test_a_server_is_asked_when_a_file_mentions_it(
+    tmp_path: Path,
+) -> None:
+    servers = {
+        "weather": {"command": sys.executable, "args": ["-m", "orchestrator.demo", "weather"]},
+        "mute": {"command": "/nonexistent/program"},
+    }
+    (tmp_path / "mcp.json").write_bytes(msgspec.json.encode({"mcpServers": servers}))
+    environment = {**os.environ, "MCP_SERVERS_PATH": str(tmp_path / "mcp.json")}
+
+    def lint(text: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "orchestrator.cli", "pipeline", "lint"]
+        return subprocess.run(
+            [*command, write(tmp_path, text)], capture_output=True, text=True, env=environment
+        )
+
+    assert lint(STEP).stderr == ""
+    steps = "pipeline:\n  - uses: weather.get_forecast\n    with: {city: 5}\n  - uses: mute.x\n"
+    done = lint(steps)
+    assert "the server mute didn't say which tools it has" in done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[1] for line in lines] == ["3", "4"]
+    assert "there is no tool 'mute.x'" in lines[1]
+
+
+def test_everything_wrong_in_one_text_is_named(tmp_path: Path) -> None:
+    steps = "    with:\n      x: ${nope.a} ${1 +} ${steps.b} ${vars.c} ${params.d}\n"
+    text = f"inputs: {{e: {{type: integer}}}}\nparams: {{e: x, f: 1}}\n{STEP}{steps}"
+    found = [message for _, _, message in told(tmp_path, text)]
+    for words in ["'nope'", "1 +", "no step 'b'", "no constant 'c'", "no input 'd'",
+                  "integer", "no input 'f'"]:  # fmt: skip
+        assert any(words in message for message in found), (words, found)
+    assert len(found) == 7

@@ -323,7 +323,7 @@ MEANING: list[tuple[Any, str, str]] = [
     (one(**{"with": {"x": "${pool.box}"}}), "/pipeline/0/with/x", "reference"),
     (of(plain(**{"if": "params.citi"}), inputs={"city": {}}), "/pipeline/0/if", "reference"),
     (of(plain(), output="${secrets.KEY}", secrets=["KEY"]), "/output", "reference"),
-    (of(plain(), concurrency={"key": "${steps.a}"}), "/concurrency/key", "reference"),
+    (of(plain(), concurrency={"key": "${steps.a}"}), "/concurrency/key", "expression"),
     (of(plain(), output={"x": "${steps.b}"}), "/output/x", "reference"),
     (one(**{"if": "(("}), "/pipeline/0/if", "expression"),
     (one(**{"if": ""}), "/pipeline/0/if", "expression"),

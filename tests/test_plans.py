@@ -77,6 +77,10 @@ async def talk(work: Work, worker: Any) -> None:
     """All hot verbs once."""
     await work.run(dedupe_key="d", on_duplicate="replace", concurrency_key="own")
     await work.run(dedupe_key="d")
+    for policy in ("skip", "replace", "cancel_running"):
+        given = {"concurrency_key": policy, "on_conflict": policy}
+        for _ in range(3):
+            await work.run(queue="unclaimed", **given)
     await work.runs(20)
     runs = (await work.exchange(worker, None, 40))["runs"]
     assert runs
@@ -115,6 +119,22 @@ async def test_hot_verbs_read_a_large_backlog_through_indexes(large: list[Work])
             await work.do("reset client_min_messages; set auto_explain.log_min_duration = -1")
         if not analyzed:
             await large[1].do("vacuum analyze orchestrator.due_work")
+
+
+async def test_a_policy_finds_its_run_behind_a_long_line(large: list[Work]) -> None:
+    for work in large:
+        await work.do("truncate orchestrator.due_work")
+        worker = await work.worker()
+        runs = await work.runs(5, concurrency_key="k", concurrency_limit=3)
+        assert len(await work.claim(worker, 5)) == 3
+        await fill(work, 50_000, "blocked", concurrency_key="'k'", priority="0")
+        plans = Plans(work)
+        await plans.start()
+        for policy, run in [("skip", runs[0]), ("replace", runs[4]), ("cancel_running", None)]:
+            made = await work.enqueue(concurrency_key="k", on_conflict=policy)
+            assert run in (None, str(made["run_id"]))
+        assert made["reason"] == f"run {runs[0]} of this key is told to cancel"
+        plans.check()
 
 
 async def test_due_rows_are_promoted_through_the_index_of_time(large: list[Work]) -> None:

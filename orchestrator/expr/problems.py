@@ -30,10 +30,15 @@ class ExpressionError(Exception):
 
 
 class TemplateErrors(ExpressionError):
-    """All problems of a value, each with its JSON pointer."""
+    """All problems of a value, each with its JSON pointer; `references` are of what can be read."""
 
-    def __init__(self, problems: list[tuple[str, ExpressionError]]) -> None:
+    def __init__(
+        self,
+        problems: list[tuple[str, ExpressionError]],
+        references: frozenset[tuple[str, ...]] = frozenset(),
+    ) -> None:
         self.problems = problems
+        self.references = references
         super().__init__("; ".join(f"{pointer or '/'}: {error}" for pointer, error in problems))
 
 

@@ -127,19 +127,16 @@ def as_text(value: Any) -> str:
 def template(value: Any, roots: Iterable[str] = ROOTS) -> Template:
     """The template, or `TemplateErrors` with all problems of the value."""
     found: Problems = []
-    part = _part(value, frozenset(roots), "", found)
+    made = Template(_part(value, frozenset(roots), "", found))
     if found:
-        raise TemplateErrors(found)
-    return Template(part)
+        raise TemplateErrors(found, made.references)
+    return made
 
 
 def _part(value: Any, roots: frozenset[str], pointer: str, found: Problems) -> Part:
     if isinstance(value, str):
-        try:
-            return _string(value, roots)
-        except ExpressionError as error:
-            found.append((pointer, error))
-    elif isinstance(value, dict | list):
+        return _string(value, roots, pointer, found)
+    if isinstance(value, dict | list):
         if pointer.count("/") < MAX_DEPTH:
             return _branch(value, roots, pointer, found)
         found.append((pointer, ExpressionError(f"nested deeper than {MAX_DEPTH} levels")))
@@ -166,10 +163,12 @@ def _branch(value: Any, roots: frozenset[str], pointer: str, found: Problems) ->
 ESCAPES = [("~", "~0"), ("/", "~1")]
 
 
-def _string(text: str, roots: frozenset[str]) -> Part:
+def _string(text: str, roots: frozenset[str], pointer: str, found: Problems) -> Part:
     if "${" not in text:
         return Constant(text)
-    pieces = [piece for piece in _pieces(text, roots) if piece != ""]
+    wrong: list[ExpressionError] = []
+    pieces = [piece for piece in _pieces(text, roots, wrong) if piece != ""]
+    found += ((pointer, error) for error in wrong)
     if all(isinstance(piece, str) for piece in pieces):
         return Constant("".join(str(piece) for piece in pieces))
     if len(pieces) == 1 and isinstance(pieces[0], Expression):
@@ -177,7 +176,10 @@ def _string(text: str, roots: frozenset[str]) -> Part:
     return Text(pieces)
 
 
-def _pieces(text: str, roots: frozenset[str]) -> Iterator[str | Expression]:
+def _pieces(
+    text: str, roots: frozenset[str], wrong: list[ExpressionError]
+) -> Iterator[str | Expression]:
+    """What can't be read is noted, and what follows it is read all the same."""
     at = 0
     while found := OPENING.search(text, at):
         yield text[at : found.start()]
@@ -187,8 +189,14 @@ def _pieces(text: str, roots: frozenset[str]) -> Iterator[str | Expression]:
             continue
         end = end_of(text, at)
         if end is None:
-            raise ExpressionError("`${` without its `}`", text[at - 2 : at + 58], found.start())
-        yield compile(text[at:end], roots)
+            wrong.append(
+                ExpressionError("`${` without its `}`", text[at - 2 : at + 58], found.start())
+            )
+            return
+        try:
+            yield compile(text[at:end], roots)
+        except ExpressionError as error:
+            wrong.append(error)
         at = end + 1
     yield text[at:]
 

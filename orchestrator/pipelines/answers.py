@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 from uuid import UUID
 
@@ -53,7 +54,8 @@ async def _approve(call: Call) -> Any:
     if said.decision == "approve":
         for question in await pool.call("open_approvals", tenant=tenant, run=run):
             if said.step in (None, question["step"]):
-                _check_form(question["form"], said.form)
+                # the loop answers others: a pattern or a schema may take its time
+                await asyncio.to_thread(_check_form, question["form"], said.form)
     given = {
         "decision": said.decision,
         "step": said.step,

@@ -43,15 +43,21 @@ def template(at: At, value: Any) -> Template:
 
 
 def _broken(at: At, value: Any) -> Template:
-    """Text by text, so that one that can't be read doesn't hide what the others mention."""
+    """Text by text, so that what can't be read doesn't hide what else is mentioned."""
     for place, text in _texts(at, value):
-        try:
-            references = expr.template(text, ROOTS).references
-            at.notes.mentions.append(Mention(place, text, references))
-        except expr.TemplateErrors as errors:
-            for _, error in errors.problems:
-                place.say("expression", str(error))
+        references, errors = _read(text)
+        at.notes.mentions.append(Mention(place, text, references))
+        for error in errors:
+            place.say("expression", str(error))
     return expr.template(None)
+
+
+def _read(text: str) -> tuple[frozenset[tuple[str, ...]], list[expr.ExpressionError]]:
+    """What a text refers to, and what of it can't be read."""
+    try:
+        return expr.template(text, ROOTS).references, []
+    except expr.TemplateErrors as errors:
+        return errors.references, [error for _, error in errors.problems]
 
 
 def expression(at: At, value: Any) -> Template:
@@ -64,9 +70,7 @@ def expression(at: At, value: Any) -> Template:
 def places(mention: Mention, reference: tuple[str, ...]) -> list[At]:
     """Where in the value it stands. Compiles again: only for what's wrong."""
     return [
-        place
-        for place, text in _texts(mention.at, mention.value)
-        if reference in expr.template(text, ROOTS).references
+        place for place, text in _texts(mention.at, mention.value) if reference in _read(text)[0]
     ] or [mention.at]
 
 

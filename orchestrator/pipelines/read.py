@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from .document import Concurrency, Input, Pipeline, Retry, Steps, Timeout
-from .expressions import template
+from .expressions import Template, template
 from .fields import choice, entries, fields, flag, items, mapping, name, span, text, whole, wrong
 from .modifiers import retry, timeout
 from .problems import At, Scope
@@ -85,13 +86,29 @@ def _defaults(at: At, value: Any, is_flow: bool) -> tuple[Home, str | None, int 
 
 def _concurrency(at: At, value: Any) -> Concurrency:
     given = fields(at, value, ("key", "limit", "on_conflict"))
-    key = given.need("key", lambda at, value: text(at, value, 1100), "")
     policies = choice("queue", "skip", "replace", "cancel_running")
     return Concurrency(
-        key=template(given.place("key"), key),
+        key=given.need("key", _key, template(at, "")),
         limit=given.read("limit", whole(1, 100_000), 1),
         on_conflict=given.read("on_conflict", policies, "queue"),
     )
+
+
+PART = r"""\s*\.\s*[A-Za-z_]\w*|\s*\[\s*(?:\d{1,9}|"[^"\\\n{}]*"|'[^'\\\n{}]*')\s*\]"""
+KEY = re.compile(
+    rf"(?:\$\$\{{|\$\{{\s*(?:params|input)(?:{PART})*\s*\}}|[^$]|\$(?!\$?\{{))*", re.A | re.S
+)
+"""What `orc._is_key` takes: enqueue makes the key, and knows no expressions."""
+
+
+def _key(at: At, value: Any) -> Template:
+    """In `${…}` there are bare paths into the input only."""
+    given = text(at, value, 1100)
+    if KEY.fullmatch(given):
+        return template(at, given)
+    hint = "such as ${input.customer}; what is computed comes with enqueue, as concurrency_key"
+    at.say("expression", "the ${…} of a concurrency key are paths into the input", hint)
+    return template(at, "")
 
 
 def _vars(at: At, value: Any) -> dict[str, Any]:

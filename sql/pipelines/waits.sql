@@ -119,7 +119,7 @@ begin
   select * into d from orchestrator.due_work o where o.tenant_id = tenant and o.run_id = parent;
   select e.run_id into child from orc.enqueue(
     tenant => tenant, pipeline => wait -> 'pipeline', input => wait -> 'input', queue => coalesce(wait ->> 'queue', d.queue),
-    priority => d.priority, labels => d.labels) as e;
+    priority => d.priority, labels => d.labels, on_conflict => 'queue') as e;
   if (wait ->> 'detached')::boolean then
     answer := jsonb_build_object('run_id', child);
   else

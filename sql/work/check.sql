@@ -159,3 +159,27 @@ begin
 end $$;
 comment on function orc.why(uuid, text) is 'Why a run (of that tenant) is where it is: every cause with its evidence, and when it clears.';
 grant execute on function orc.why(uuid, text) to orc_api, orc_worker, orc_reader;
+
+-- What somebody who watches a run asks again and again. `since` is `seen` of the answer before, or a little earlier: a
+-- step may be seen twice, as what is recorded first may be committed last.
+create function orc.follow_run(tenant text, run uuid, since timestamptz default null)
+returns table (state text, output jsonb, error jsonb, steps jsonb, seen timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  return query
+    select r.state, r.output, r.error, coalesce((
+      select jsonb_agg(jsonb_build_object('step', s.step_id, 'epoch', s.epoch, 'attempt', s.attempt, 'state', s.state, 'error', s.error,
+                                          'seconds', extract(epoch from s.finished_at - s.started_at))
+                       order by coalesce(s.finished_at, s.started_at), s.step_id)
+      from orchestrator.step s
+      where s.tenant_id = follow_run.tenant and s.run_id = follow_run.run
+        and (follow_run.since is null or coalesce(s.finished_at, s.started_at) >= follow_run.since)), '[]'),
+      orchestrator.now()
+    from orc.runs r where r.tenant_id = follow_run.tenant and r.id = follow_run.run;
+  if not found then
+    perform orc._not_found('Run not found: ' || run, run::text);
+  end if;
+end $$;
+comment on function orc.follow_run(text, uuid, timestamptz) is 'How a run stands, and what its recorded steps have come to since then.';
+grant execute on function orc.follow_run(text, uuid, timestamptz) to orc_api, orc_worker, orc_reader;

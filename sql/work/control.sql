@@ -10,10 +10,10 @@ comment on function orc._audit(text, text, text, jsonb) is 'Writes down who did 
 
 create function orc._fingerprint(error jsonb) returns text
 language sql immutable parallel safe as $$
-  select left(md5(concat_ws(':', error ->> 'type', error ->> 'step',
+  select left(md5(concat_ws(':', error ->> 'type', regexp_replace(error ->> 'step', '\[[0-9]+\]', '[]', 'g'),
     regexp_replace(left(error ->> 'message', 500), '[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|[0-9]+|''[^'']*''|"[^"]*"', '?', 'gi'))), 12)
 $$;
-comment on function orc._fingerprint(jsonb) is 'What failures of the same cause have in common: type, step, and the message without its numbers, ids and quotes.';
+comment on function orc._fingerprint(jsonb) is 'What failures of the same cause have in common: type, step whatever its iteration, and the message without its numbers, ids and quotes.';
 
 -- A canceled run that has begun is taken up once more, for its `finally`. It waits for nothing any more.
 create function orc._leave_finally(work orchestrator.due_work) returns text
@@ -110,7 +110,7 @@ begin
     priority => v_run.priority, concurrency_key => v_run.concurrency_key, max_attempts => v_run.max_attempts,
     labels => v_run.labels, backoff => v_run.backoff, backoff_seconds => v_run.backoff_seconds,
     backoff_limit_seconds => v_run.backoff_limit_seconds, timeout_seconds => v_run.timeout_seconds,
-    kind => v_run.kind, retry_of => v_run.id) as e;
+    kind => v_run.kind, retry_of => v_run.id, on_conflict => 'queue') as e;
   perform orc._audit(tenant, 'retry_run', run::text, jsonb_build_object('run', v_new));
   return v_new;
 end $$;
@@ -148,7 +148,7 @@ begin
         due_at => orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second), concurrency_key => c.concurrency_key,
         max_attempts => c.max_attempts, labels => c.labels, backoff => c.backoff, backoff_seconds => c.backoff_seconds,
         backoff_limit_seconds => c.backoff_limit_seconds, timeout_seconds => c.timeout_seconds, kind => c.kind,
-        retry_of => c.id) as e) end
+        retry_of => c.id, on_conflict => 'queue') as e) end
     from chosen c;
   if not dry_run then
     perform orc._audit(tenant, 'retry_where', coalesce(retry_where.queue, 'all queues'),

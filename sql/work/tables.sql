@@ -26,6 +26,15 @@ create table orchestrator.pipeline (
   id uuid not null,
   document jsonb not null,
   created_at timestamptz not null default orchestrator.now(),
+  queue text generated always as (
+    case when jsonb_typeof(document #> '{defaults,queue}') = 'string' then document #>> '{defaults,queue}' end) stored,
+  priority smallint generated always as (
+    case when document #>> '{defaults,priority}' ~ '^[0-9]{1,3}$' then (document #>> '{defaults,priority}')::smallint end) stored,
+  concurrency_key text generated always as (
+    case when jsonb_typeof(document #> '{concurrency,key}') = 'string' then document #>> '{concurrency,key}' end) stored,
+  concurrency_limit integer generated always as (
+    case when document #>> '{concurrency,limit}' ~ '^[0-9]{1,6}$' then (document #>> '{concurrency,limit}')::integer end) stored,
+  on_conflict text generated always as (document #>> '{concurrency,on_conflict}') stored,
   constraint pipeline_is_known_by_its_content primary key (tenant_id, id),
   constraint tenant_exists foreign key (tenant_id) references orchestrator.tenant (id),
   constraint document_is_an_object check (jsonb_typeof(document) = 'object')
@@ -35,6 +44,11 @@ comment on column orchestrator.pipeline.tenant_id is 'Whose it is.';
 comment on column orchestrator.pipeline.id is 'The first 16 bytes of the SHA-256 of the document.';
 comment on column orchestrator.pipeline.document is 'The pipeline, as it was given.';
 comment on column orchestrator.pipeline.created_at is 'When it was first used.';
+comment on column orchestrator.pipeline.queue is 'The queue of its runs, when enqueue names none.';
+comment on column orchestrator.pipeline.priority is 'Their priority, when enqueue gives none.';
+comment on column orchestrator.pipeline.concurrency_key is 'Their concurrency key, with ${…} for values of the input, when enqueue gives none.';
+comment on column orchestrator.pipeline.concurrency_limit is 'The slots of that key; null: 1.';
+comment on column orchestrator.pipeline.on_conflict is 'What becomes of a new run when that key is full: queue (null), skip, replace or cancel_running.';
 grant select on orchestrator.pipeline to orc_reader;
 
 alter table orchestrator.tenant
