@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from .. import config
+from ..errors import Misconfigured
 from . import core
 
 app = core.group("Pipelines as files.")
@@ -41,27 +41,28 @@ async def _tools(settings: config.Config, files: list[Path]) -> dict[str, Any]:
     """By name, with the schema of their arguments where one is known."""
     from .. import steps
     from ..steps import catalog, mcp
+    from ..steps.plugins import plugins
 
-    known: dict[str, Any] = dict.fromkeys(steps.builtins())
-    servers = mcp.servers(settings)
-    if _mention(files, servers):
-        try:
-            listed = await catalog.tools(settings)
-        finally:
-            await steps.close()
-        known |= {tool.address: _shape(tool.input_schema) for tool in listed}
-        for name in set(servers) - {tool.source for tool in listed}:
-            core.note(f"the server {name} didn't say which tools it has: they count as unknown")
-    else:
-        listed_here = catalog.entries(settings).values()
-        known |= {entry.address: _shape(entry.input_schema) for entry in listed_here}
+    known: dict[str, Any] = {**dict.fromkeys(steps.builtins()), **dict.fromkeys(plugins())}
+    for entry in catalog.entries(settings).values():
+        known[entry.address] = _shape(entry.input_schema)
+    asked = {name: it for name, it in mcp.servers(settings).items() if _mention(files, name)}
+    try:
+        for name, server in asked.items():
+            try:
+                found = await mcp.tools_of(name, server)
+            except (mcp.Silent, Misconfigured) as error:
+                core.note(f"the server {name} didn't say which tools it has: {error}")
+                continue
+            known |= {f"{name}.{tool.name}": _shape(tool.input_schema) for tool in found}
+    finally:
+        await steps.close()
     return known
 
 
-def _mention(files: list[Path], servers: Collection[str]) -> bool:
+def _mention(files: list[Path], server: str) -> bool:
     """Whether a server has to be asked: it's started for that."""
-    texts = [file.read_bytes() for file in files if file.is_file()]
-    return any(f"{name}.".encode() in text for name in servers for text in texts)
+    return any(f"{server}.".encode() in file.read_bytes() for file in files if file.is_file())
 
 
 def _shape(schema: dict[str, Any] | None) -> Any:
