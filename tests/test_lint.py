@@ -161,7 +161,7 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_the_pipelines_in_the_readme_are_fine(tmp_path: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     texts = re.findall(r"```yaml\n(.*?)```", readme, re.S)
-    assert len(texts) >= 2
+    assert len(texts) >= 1
     assert [told(tmp_path, text) for text in texts] == [[]] * len(texts)
 
 
