@@ -44,6 +44,8 @@ declare
   v_tenants text[];
   v_runs uuid[];
   v_parents uuid[];
+  v_all_tenants text[];
+  v_all_runs uuid[];
 begin
   with gone as (
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
@@ -56,21 +58,23 @@ begin
     insert into orchestrator.run (
       tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
       max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, output, error, labels,
-      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds)
+      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id)
     select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, v_now, epoch, attempt,
            max_attempts, priority, case when cancel_requested_at is null then outcome else 'canceled' end, queue, kind,
            flow_id, concurrency_key, input, its_output,
            case when cancel_requested_at is null and outcome = 'failed' then coalesce(its_error, '{"type": "unknown"}')
-                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds
+                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at,
+           event_id
     from gone)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
          array_agg(concurrency_key) filter (where concurrency_key is not null),
          array_agg(tenant_id) filter (where may_wait), array_agg(run_id) filter (where may_wait),
-         array_agg(parent_id) filter (where may_wait)
-  into finished, tenants, keys, v_tenants, v_runs, v_parents from gone;
+         array_agg(parent_id) filter (where may_wait), array_agg(tenant_id), array_agg(run_id)
+  into finished, tenants, keys, v_tenants, v_runs, v_parents, v_all_tenants, v_all_runs from gone;
   if v_runs is not null then
     perform orc._end_waits(v_tenants, v_runs, v_parents);
   end if;
+  perform orc._announce(v_all_tenants, v_all_runs);
 end $$;
 comment on function orc._finish(uuid, jsonb) is 'Moves runs that ended into history.';
 
