@@ -122,6 +122,7 @@ def words(error: BaseException) -> str:
 def builtins() -> dict[str, Kind]:
     from . import (
         assertion,
+        condition,
         email_send,
         event_emit,
         flow_run,
@@ -143,6 +144,7 @@ def builtins() -> dict[str, Kind]:
         python_call,
         shell_run,
         event_emit,
+        condition,
         flow_run,
         http_request,
         webhook_send,

@@ -40,9 +40,10 @@ comment on function orc._set_alarms(text[], uuid[], uuid[]) is 'Says when plans 
 -- The rules whose instants run out, with how many of them are wanted and from where on.
 create function orc._short_plans(most integer)
 returns table (tenant text, task uuid, revision integer, kind text, expr text, zone text, dst_gap text, dst_fold text,
-               starts_at timestamptz, ends_at timestamptz, anchor timestamptz, known_from timestamptz, until_at timestamptz, wanted integer)
+               starts_at timestamptz, ends_at timestamptz, span double precision, anchor timestamptz, known_from timestamptz, until_at timestamptz, wanted integer)
 language sql stable as $$
-  select p.tenant_id, p.task_id, p.revision, r.kind, r.expr, r.zone, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at, t.created_at,
+  select p.tenant_id, p.task_id, p.revision, r.kind, r.expr, r.zone, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at,
+         extract(epoch from r.span)::double precision, t.created_at,
          p.known_to, r.until_at,
          case when p.known_to < orchestrator.now() - interval '1 minute' then greatest(500, t.catch_up_limit + 1) else 16 end
   from (select * from orchestrator.plan o where o.wants_more order by o.known_to limit most) as p
