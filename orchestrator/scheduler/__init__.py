@@ -1,8 +1,8 @@
 """Turns rules and events into due work, and keeps the house. Any number of schedulers may run.
 
-A tick is one call: what is due is fired by SQL, and what Python is to compute comes back with it: further
-instants of rules (planner), conditions of events. The answers go along with the next tick. Between two
-ticks a scheduler rests until the next instant, a notification, or a second, whichever comes first.
+A tick is one call: what is due is fired by SQL, and what Python is to compute comes back with it:
+further instants of rules, conditions of events. The answers go along with the next tick. Between
+two ticks a scheduler rests until the next instant, a notification, or a second.
 
 APScheduler is the clock: it wakes the ticks, and runs the chores at their cadences.
 """
@@ -14,7 +14,6 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
@@ -23,13 +22,15 @@ from ..config import Config
 from ..db import Pool
 from ..loop import Loop
 from ..telemetry import log
-from .house import Housekeeping
+from .house import Housekeeping, all_of, minutely
 from .planner import Answers, answer
 
 __all__ = ["Housekeeping", "Ticker", "main", "once"]
 
 AT_ONCE = 1000
 """Plans that one tick fires: a transaction of some 0.1 s. What is left comes with the next one."""
+
+ON_TIME = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
 
 
 class Ticker:
@@ -70,16 +71,15 @@ class Ticker:
 async def main(config: Config, health_port: int | None = None) -> None:
     async with Pool(config, role="orc_worker", application="orchestrator scheduler") as pool:
         log("started")
-        ticker, house = Ticker(pool), Housekeeping(pool)
-        url = config.database_url
+        ticker, house, url = Ticker(pool), Housekeeping(), config.database_url
         wakes = None if config.database_pooler else lambda: ticker.hints(url)
-        clock = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1})
+        clock = AsyncIOScheduler(timezone=UTC, job_defaults=ON_TIME)
         turns = Loop(
-            lambda: _tick(ticker, clock, turns), health_port=health_port, wakes=wakes
-        )  # type: Loop
-        chores = Loop(house.once)
-        soon: dict[str, Any] = {"misfire_grace_time": None, "next_run_time": datetime.now(UTC)}
-        clock.add_job(chores.turn, "interval", seconds=1, id="chores", **soon)
+            lambda: _tick(ticker, clock, turns.woken), health_port=health_port, wakes=wakes
+        )
+        chores = Loop(lambda: house.once(pool))
+        now = datetime.now(UTC)
+        clock.add_job(chores.turn, "interval", seconds=1, id="chores", next_run_time=now)
         clock.start()
         try:
             await turns.run()
@@ -87,15 +87,12 @@ async def main(config: Config, health_port: int | None = None) -> None:
             clock.shutdown(wait=False)
 
 
-async def _tick(ticker: Ticker, clock: AsyncIOScheduler, turns: Loop) -> int:
+async def _tick(ticker: Ticker, clock: AsyncIOScheduler, woken: asyncio.Event) -> int:
     """And an alarm for the next instant: by the database's clock it is so many seconds away."""
     did = await ticker.once()
-    if not did and ticker.rest is not None and ticker.rest < turns.interval:
+    if not did and ticker.rest is not None and ticker.rest < 2:
         at = datetime.now(UTC) + timedelta(seconds=max(0.0, ticker.rest))
-        clock.add_job(
-            turns.woken.set, "date", run_date=at, id="alarm", replace_existing=True,
-            misfire_grace_time=None,
-        )  # fmt: skip
+        clock.add_job(woken.set, "date", run_date=at, id="alarm", replace_existing=True)
     return did
 
 
@@ -105,4 +102,4 @@ async def once(pool: Pool) -> int:
     did = 0
     while await ticker.once():
         did += 1
-    return did + await Housekeeping(pool).every_minute()
+    return did + await all_of(minutely(pool))

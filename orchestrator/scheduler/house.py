@@ -21,40 +21,44 @@ EVERY_MINUTE = ("purge",)
 FULL = {"release_expired_work": 1000, "meet_events": 1000, "cancel_orphans": 1000, "purge": 10_000}
 """What a verb does at most in one call: then there's more, and the next turn comes at once."""
 
+Chore = Callable[[], Awaitable[bool]]
+
 
 class Housekeeping:
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    def __init__(self) -> None:
         self.minute_at = -60.0
 
-    async def once(self) -> int:
+    async def once(self, pool: Pool) -> int:
         """What is due each second, and each minute; whether there's more to do at once."""
-        more = await _all([self._chore(verb) for verb in EVERY_SECOND])
+        chores: list[Chore] = [_chore(pool, verb) for verb in EVERY_SECOND]
         if time.monotonic() - self.minute_at >= 60:
             self.minute_at = time.monotonic()
-            more += await self.every_minute()
-        return more
-
-    async def every_minute(self) -> int:
-        return await _all([self._keep_partitions, *(self._chore(v) for v in EVERY_MINUTE)])
-
-    async def _keep_partitions(self) -> bool:
-        rows = await self.pool.call("keep_partitions")
-        for row in rows:
-            log(f"partition_{row['action']}", table=row["table"], partition=row["partition"])
-        return any(row["action"] != "busy" for row in rows)
-
-    def _chore(self, verb: str) -> Callable[[], Awaitable[bool]]:
-        async def chore() -> bool:
-            count: int = (await self.pool.call_one(verb))[verb]
-            if count and verb != "advance_lanes":
-                log(verb, count=count)
-            return verb in FULL and count >= FULL[verb]
-
-        return chore
+            chores += minutely(pool)
+        return await all_of(chores)
 
 
-async def _all(chores: list[Callable[[], Awaitable[bool]]]) -> int:
+def minutely(pool: Pool) -> list[Chore]:
+    return [lambda: _keep_partitions(pool), *(_chore(pool, verb) for verb in EVERY_MINUTE)]
+
+
+async def _keep_partitions(pool: Pool) -> bool:
+    rows = await pool.call("keep_partitions")
+    for row in rows:
+        log(f"partition_{row['action']}", table=row["table"], partition=row["partition"])
+    return any(row["action"] != "busy" for row in rows)
+
+
+def _chore(pool: Pool, verb: str) -> Chore:
+    async def chore() -> bool:
+        count: int = (await pool.call_one(verb))[verb]
+        if count and verb != "advance_lanes":
+            log(verb, count=count)
+        return verb in FULL and count >= FULL[verb]
+
+    return chore
+
+
+async def all_of(chores: list[Chore]) -> int:
     failed: Exception | None = None
     more = 0
     for chore in chores:

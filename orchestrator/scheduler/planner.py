@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from ..expr import Condition, ExpressionError, condition
-from ..schedules import BadRule, compile_rule
+from ..events import judged
+from ..schedules.limits import BadRule
+from ..schedules.plan import following
 from ..telemetry import log
-
-HORIZON = timedelta(days=40)
-"""No instants are kept for longer: the data of time zones may change before. The next one always is."""
 
 
 class Answers(msgspec.Struct):
@@ -27,7 +23,10 @@ class Answers(msgspec.Struct):
 
 def answer(short: list[dict[str, Any]] | None, undecided: list[dict[str, Any]] | None) -> Answers:
     """Takes a while: not for an event loop."""
-    return Answers([extended(row) for row in short or ()], [judged(row) for row in undecided or ()])
+    return Answers(
+        [extended(row) for row in short or ()],
+        [judged(row, {"event": row["event"]}) for row in undecided or ()],
+    )
 
 
 def extended(row: dict[str, Any]) -> dict[str, Any]:
@@ -39,62 +38,3 @@ def extended(row: dict[str, Any]) -> dict[str, Any]:
         log("rule_unusable", "warning", task_id=row["task"], error=str(error))
         return {**said, "known_to": row["known_from"], "instants": [], "problem": str(error)}
     return {**said, "known_to": known_to, "instants": instants, "problem": None}
-
-
-def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
-    """The next instants, and up to when there are no others."""
-    start, until = _time(row["known_from"]), _time(row["until_at"])
-    assert start is not None
-    if row["span"] is not None:
-        return _beats(row, start, until)
-    rule = compile_rule(
-        row["kind"], row["expr"], row["zone"], anchor=_anchor(row), dst_gap=row["dst_gap"],
-        dst_fold=row["dst_fold"], starts_at=_time(row["starts_at"]), ends_at=_time(row["ends_at"]),
-    )  # fmt: skip
-    moments, ended = rule.after(start, row["wanted"], until)
-    instants = [moment.at for moment in moments]
-    horizon = max(start, datetime.now(UTC)) + HORIZON
-    kept = [at for at in instants if at <= horizon] or instants[:1]
-    if len(kept) < len(instants) or (len(kept) == row["wanted"] and not ended):
-        return kept, kept[-1]
-    return kept, until or "infinity"
-
-
-def _beats(
-    row: dict[str, Any], start: datetime, until: datetime | None
-) -> tuple[list[datetime], datetime | str]:
-    """Each so often since the task was made: what a probe goes by."""
-    span, anchor = timedelta(seconds=row["span"]), _anchor(row)
-    starts, ends = _time(row["starts_at"]) or start, _time(row["ends_at"])
-    number = max(0, (max(start, starts) - anchor) // span)
-    beats = [anchor + span * (number + n) for n in range(row["wanted"] + 1)]
-    limit = min((at for at in (until, ends) if at), default=None)
-    kept = [at for at in beats if at > start and (limit is None or at <= limit)][: row["wanted"]]
-    if limit is not None and beats[-1] > limit:
-        return kept, until or "infinity"
-    return kept, kept[-1]
-
-
-def _anchor(row: dict[str, Any]) -> datetime:
-    anchor = _time(row["anchor"])
-    assert anchor is not None
-    return anchor.replace(microsecond=0)
-
-
-def _time(text: str | None) -> datetime | None:
-    """An instant of the database; none when it is never."""
-    return None if text is None or "infinity" in text else datetime.fromisoformat(text)
-
-
-def judged(row: dict[str, Any]) -> dict[str, Any]:
-    """Whether the condition of an event holds. One that can't be evaluated doesn't."""
-    said = {name: row[name] for name in ("tenant", "occurrence", "revision")}
-    try:
-        return {**said, "holds": _condition(row["condition"]).holds({"event": row["event"]})}
-    except ExpressionError as error:
-        return {**said, "holds": False, "problem": str(error)}
-
-
-@lru_cache(4096)
-def _condition(source: str) -> Condition:
-    return condition(source, ("event",))

@@ -12,16 +12,16 @@ begin
 end $$;
 comment on function orc._refuse_ended(orchestrator.task, text) is 'Refuses what only a living task can be asked.';
 
-create function orc._task_said(tenant text, task uuid, action text, run uuid default null, details jsonb default null) returns setof orc.tasks
+create function orc._task_said(tenant text, task uuid, action text, run uuid default null, details jsonb default null) returns jsonb
 language plpgsql as $$
 begin
   perform orc._audit(tenant, action, task::text, details || jsonb_strip_nulls(jsonb_build_object('run', run)));
   perform orc._wake_scheduler(tenant, task);
-  return query select * from orc.tasks t where t.tenant_id = tenant and t.id = task;
+  return orc.task(tenant, task);
 end $$;
 comment on function orc._task_said(text, uuid, text, uuid, jsonb) is 'Writes down who did what to a task; answers it as it is now.';
 
-create function orc.pause_task(tenant text, task uuid) returns setof orc.tasks
+create function orc.pause_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -46,12 +46,12 @@ begin
       perform orc._fill_keys(array_fill(tenant, array[cardinality(v_keys)]), v_keys);
     end if;
   end if;
-  return query select * from orc._task_said(tenant, task, 'pause_task');
+  return orc._task_said(tenant, task, 'pause_task');
 end $$;
 comment on function orc.pause_task(text, uuid) is 'Lets nothing more of a task begin; what has begun goes on.';
 grant execute on function orc.pause_task(text, uuid) to orc_api;
 
-create function orc.resume_task(tenant text, task uuid) returns setof orc.tasks
+create function orc.resume_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -67,12 +67,12 @@ begin
     where d.tenant_id = tenant and d.task_id = task and d.held_due_at is not null;
     perform orc._hint(t.queue);
   end if;
-  return query select * from orc._task_said(tenant, task, 'resume_task');
+  return orc._task_said(tenant, task, 'resume_task');
 end $$;
 comment on function orc.resume_task(text, uuid) is 'Lets a paused task go on; what was missed meanwhile is treated by its catch_up.';
 grant execute on function orc.resume_task(text, uuid) to orc_api;
 
-create function orc.cancel_task(tenant text, task uuid, why text default null) returns setof orc.tasks
+create function orc.cancel_task(tenant text, task uuid, why text default null) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -90,7 +90,7 @@ begin
   end if;
   perform orc.cancel_run(tenant, d.run_id, coalesce(why, 'its task was canceled'))
   from orchestrator.due_work d where d.tenant_id = tenant and d.task_id = task;
-  return query select * from orc._task_said(tenant, task, 'cancel_task', null, jsonb_build_object('why', why));
+  return orc._task_said(tenant, task, 'cancel_task', null, jsonb_build_object('why', why));
 end $$;
 comment on function orc.cancel_task(text, uuid, text) is 'Ends a task for good: what is queued goes, what runs is told to stop.';
 grant execute on function orc.cancel_task(text, uuid, text) to orc_api;
@@ -122,7 +122,7 @@ grant execute on function orc.run_task(text, uuid) to orc_api;
 -- The next run, and no other. It is written down as fired, and waits as a run of its own; one that was
 -- snoozed before and waits still is moved again.
 create function orc.snooze_task(tenant text, task uuid, delay_seconds double precision, reason text default null)
-returns setof orc.tasks
+returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -150,11 +150,12 @@ begin
     if v_next is null then
       perform orc._conflict('The task has no next run', task::text, 'an event or a condition can''t be snoozed; a new rule is planned within a second');
     end if;
-    perform orc._start_runs(array[row(tenant, task, v_next, null, 'fire', concat_ws(': ', format('snoozed by %s', v_delay), reason),
-                                      greatest(v_next, v_now) + v_delay)::orc._firing]);
+    perform orc._start_runs(jsonb_build_array(jsonb_build_object(
+      'tenant', tenant, 'task', task, 'nominal', v_next, 'decision', 'fire', 'due', greatest(v_next, v_now) + v_delay,
+      'reason', concat_ws(': ', format('snoozed by %s', v_delay), reason))));
     perform orc._set_alarms(array[tenant], array[task]);
   end if;
-  return query select * from orc._task_said(tenant, task, 'snooze_task', v_run,
+  return orc._task_said(tenant, task, 'snooze_task', v_run,
     jsonb_strip_nulls(jsonb_build_object('delay_seconds', delay_seconds, 'reason', reason)));
 end $$;
 comment on function orc.snooze_task(text, uuid, double precision, text) is 'Moves the next run of a task, and only that.';
@@ -167,7 +168,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   t constant orchestrator.task := orc._own_task(tenant, task);
-  v_firings orc._firing[];
+  v_firings jsonb;
 begin
   perform orc._refuse_ended(t, 'backfilled');
   if coalesce(cardinality(instants), 0) > 1000 then
@@ -175,13 +176,14 @@ begin
   elsif exists (select from unnest(instants) as i where i > orchestrator.now()) then
     perform orc._invalid('Only what is past can be backfilled', 'to');
   end if;
-  select array_agg(row(tenant, task, i, null, 'backfill', 'backfilled', orchestrator.now())::orc._firing order by i) into v_firings
+  select jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', i, 'decision', 'backfill', 'reason', 'backfilled',
+                                      'due', orchestrator.now()) order by i) into v_firings
   from unnest(instants) as i
   where not exists (select from orchestrator.occurrence o
                     where o.tenant_id = tenant and o.id = orc._occurrence_id(task, i, null) and o.state in ('fired', 'backfilled'));
   if not dry_run and v_firings is not null then
     perform orc._start_runs(v_firings);
-    perform orc._audit(tenant, 'backfill_task', task::text, jsonb_build_object('runs', cardinality(v_firings)));
+    perform orc._audit(tenant, 'backfill_task', task::text, jsonb_build_object('runs', jsonb_array_length(v_firings)));
   end if;
   return query
     select i, coalesce(o.state, 'would be backfilled'), o.run_id from unnest(instants) as i

@@ -15,9 +15,17 @@
 --   all     each one runs, up to a limit, from the latest back
 -- The last two must know every instant up to now; until they are computed, those that can't be decided stay.
 
-create type orc._firing as (
-  tenant text, task uuid, nominal timestamptz, event uuid, decision text, reason text, due timestamptz);
-comment on type orc._firing is 'An instant or an event of a task, and what becomes of it: fire, backfill, skipped or coalesced.';
+-- A firing is an object: tenant, task, nominal (the instant), event, decision (fire, backfill, skipped or
+-- coalesced), reason, due (when its run is to begin).
+
+create function orc._firings(firings jsonb)
+returns table (tenant text, task uuid, nominal timestamptz, event uuid, decision text, reason text, due timestamptz)
+language plpgsql stable rows 100 as $$
+begin
+  return query select * from jsonb_to_recordset(firings) as f(
+    tenant text, task uuid, nominal timestamptz, event uuid, decision text, reason text, due timestamptz);
+end $$;
+comment on function orc._firings(jsonb) is 'Instants and events of tasks, and what becomes of them, as rows.';
 
 -- A task's key, or one of its own when its runs queue up.
 create function orc._key_of(t orchestrator.task) returns text
@@ -36,31 +44,32 @@ language sql stable as $$
 $$;
 comment on function orc._live_run(text, uuid) is 'The oldest run of a task that has not ended.';
 
-create function orc._without_overlap(firings orc._firing[]) returns setof orc._firing
+create function orc._without_overlap(firings jsonb) returns jsonb
 language sql stable as $$
-  select f.tenant, f.task, f.nominal, f.event,
-         case when f.decision = 'fire' and o.reason is not null then 'skipped' else f.decision end,
-         coalesce(o.reason, f.reason), f.due
+  select jsonb_agg(jsonb_build_object(
+    'tenant', f.tenant, 'task', f.task, 'nominal', f.nominal, 'event', f.event, 'due', f.due,
+    'decision', case when f.decision = 'fire' and o.reason is not null then 'skipped' else f.decision end,
+    'reason', coalesce(o.reason, f.reason)))
   from (select u.*, t.overlap,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal, u.event) as nth,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal desc, u.event desc) as from_end
-        from unnest(firings) as u join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task) as f
+        from orc._firings(firings) as u join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task) as f
   cross join lateral (select case
     when f.decision <> 'fire' then null
     when f.overlap = 'skip' and f.nth > 1 then 'overlap: the one before it has just begun'
     when f.overlap = 'skip' then 'overlap: run ' || orc._live_run(f.tenant, f.task) || ' has not ended'
     when f.overlap = 'replace' and f.from_end > 1 then 'overlap: the one after it replaces it' end as reason) as o
 $$;
-comment on function orc._without_overlap(orc._firing[]) is 'What fires and what doesn''t, as the tasks say about overlap.';
+comment on function orc._without_overlap(jsonb) is 'What fires and what doesn''t, as the tasks say about overlap.';
 
 -- The ledger first: what it has already is not done again. Then runs for what it took.
-create function orc._write_ledger(firings orc._firing[])
+create function orc._write_ledger(firings jsonb)
 returns table (tenant text, task uuid, nominal timestamptz, event uuid, due timestamptz, run uuid, occurrence uuid)
 language sql as $$
   with said as materialized (
     select f.*, orc._occurrence_id(f.task, f.nominal, f.event) as id,
            case when f.decision in ('fire', 'backfill') then orchestrator.new_id() end as run
-    from unnest(firings) as f),
+    from orc._firings(firings) as f),
   taken as (
     insert into orchestrator.occurrence as o (tenant_id, id, task_id, nominal_at, event_id, state, reason, run_id)
     select s.tenant, s.id, s.task, s.nominal, s.event,
@@ -74,25 +83,25 @@ language sql as $$
   from taken t join said s on s.tenant = t.tenant_id and s.id = t.id
   where t.run_id is not null
 $$;
-comment on function orc._write_ledger(orc._firing[]) is 'Writes what became of instants and events; answers the runs to be made.';
+comment on function orc._write_ledger(jsonb) is 'Writes what became of instants and events; answers the runs to be made.';
 
-create function orc._replace_live(firings orc._firing[]) returns void
+create function orc._replace_live(firings jsonb) returns void
 language sql as $$
   select orc.cancel_run(d.tenant_id, d.run_id, 'replaced by the next run of its task')
-  from (select distinct f.tenant, f.task from unnest(firings) as f where f.decision = 'fire' order by 1, 2) as f
+  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire' order by 1, 2) as f
   join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
   join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
 $$;
-comment on function orc._replace_live(orc._firing[]) is 'Cancels the live runs of tasks whose next run replaces them.';
+comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
 
-create function orc._make_keys(firings orc._firing[]) returns void
+create function orc._make_keys(firings jsonb) returns void
 language sql as $$
   select orc._set_concurrency(k.tenant_id, k.key, k.concurrency_limit)
   from (select distinct t.tenant_id, orc._key_of(t) as key, t.concurrency_limit
-        from unnest(firings) as f join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task
+        from orc._firings(firings) as f join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task
         where f.decision in ('fire', 'backfill') and (t.concurrency_key is not null or t.overlap = 'queue') order by 1, 2) as k
 $$;
-comment on function orc._make_keys(orc._firing[]) is 'Makes the concurrency keys of runs that are about to be made.';
+comment on function orc._make_keys(jsonb) is 'Makes the concurrency keys of runs that are about to be made.';
 
 -- A task that has a dedupe key with a window: its run goes through enqueue, and may be one that stands already.
 create function orc._start_deduped(t orchestrator.task, f record) returns void
@@ -115,7 +124,7 @@ begin
 end $$;
 comment on function orc._start_deduped(orchestrator.task, record) is 'Makes a run of a task, unless another one stands for its key.';
 
-create function orc._start_runs(firings orc._firing[]) returns integer
+create function orc._start_runs(firings jsonb) returns integer
 language plpgsql as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -151,21 +160,21 @@ begin
   end loop;
   return v_started;
 end $$;
-comment on function orc._start_runs(orc._firing[]) is 'Writes the ledger and makes the runs of what it took; answers how many.';
+comment on function orc._start_runs(jsonb) is 'Writes the ledger and makes the runs of what it took; answers how many.';
 
-create function orc._fire(firings orc._firing[]) returns integer
+create function orc._fire(firings jsonb) returns integer
 language plpgsql as $$
 declare
-  v_firings orc._firing[];
+  v_firings jsonb;
 begin
-  if cardinality(firings) > 0 is not true then
+  if firings is null then
     return 0;
   end if;
-  select array_agg(f) into v_firings from orc._without_overlap(firings) as f;
+  v_firings := orc._without_overlap(firings);
   perform orc._replace_live(v_firings);
   return orc._start_runs(v_firings);
 end $$;
-comment on function orc._fire(orc._firing[]) is 'Instants and events of tasks: the ledger, and runs for those that fire.';
+comment on function orc._fire(jsonb) is 'Instants and events of tasks: the ledger, and runs for those that fire.';
 
 -- What becomes of instants whose time has come. `keep`: it can't be said before more is known.
 create function orc._decide_instants(plans orchestrator.plan[])
@@ -203,7 +212,7 @@ create function orc._fire_due(most integer, out plans integer, out runs integer)
 language plpgsql set enable_seqscan = off set jit = off as $$
 declare
   v_plans orchestrator.plan[];
-  v_firings orc._firing[];
+  v_firings jsonb;
   v_kept uuid[];
 begin
   select array_agg(p::orchestrator.plan), count(*) into v_plans, plans from (
@@ -213,14 +222,15 @@ begin
   if v_plans is null then
     return;
   end if;
-  select array_agg(row(d.tenant, d.task, d.nominal, null, d.decision, d.reason, d.nominal)::orc._firing) filter (where d.decision <> 'keep'),
+  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
+                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
          array_agg(distinct d.task) filter (where d.decision = 'keep')
   into v_firings, v_kept from orc._decide_instants(v_plans) as d;
   runs := orc._fire(v_firings);
   with done as materialized (
     select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
            max(f.nominal) filter (where f.decision = 'fire') as fired
-    from unnest(v_firings) as f group by f.tenant, f.task)
+    from orc._firings(v_firings) as f group by f.tenant, f.task)
   update orchestrator.plan p
   set upcoming = p.upcoming[coalesce(d.count, 0) + 1:], through = coalesce(d.through, p.through),
       last_at = coalesce(d.fired, p.last_at)

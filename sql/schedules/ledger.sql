@@ -1,12 +1,14 @@
 -- Why a task did not run at an instant, and what must hold of plans and ledger.
 
-create function orc._why_not_yet(t orc.tasks, p orchestrator.plan, instant timestamptz)
+create function orc._why_not_yet(p orchestrator.plan, instant timestamptz)
 returns table (cause text, evidence jsonb, clears text)
 language plpgsql stable as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_seen constant timestamptz := (select max(seen_at) from orchestrator.scheduler);
+  t orc.tasks;
 begin
+  select * into t from orc.tasks v where v.tenant_id = p.tenant_id and v.id = p.task_id;
   if t.status = 'paused' then
     return query select 'paused', jsonb_build_object('since', p.paused_from), format('when orc.resume_task is called; then catch_up (%s) decides', t.catch_up);
   elsif p.problem is not null then
@@ -24,7 +26,7 @@ begin
     return query select 'due', jsonb_build_object('next_at', p.next_at, 'known_to', p.known_to), 'at the next tick, within a second';
   end if;
 end $$;
-comment on function orc._why_not_yet(orc.tasks, orchestrator.plan, timestamptz) is 'Why an instant after the ledger''s last one has not fired.';
+comment on function orc._why_not_yet(orchestrator.plan, timestamptz) is 'Why an instant after the ledger''s last one has not fired.';
 
 -- The ledger knows every instant of the rule; what isn't in it was none, or is still to come.
 create function orc.why_not(tenant text, task uuid, instant timestamptz)
@@ -67,11 +69,24 @@ begin
   elsif t.status = 'completed' then
     return query select 'completed', jsonb_build_object('last', p.last_at), 'never: its rule has no more instants';
   else
-    return query select * from orc._why_not_yet(t, p, instant);
+    return query select * from orc._why_not_yet(p, instant);
   end if;
 end $$;
 comment on function orc.why_not(text, uuid, timestamptz) is 'Why a task did not run at an instant: cause, evidence, and when that clears.';
 grant execute on function orc.why_not(text, uuid, timestamptz) to orc_api, orc_reader;
+
+create function orc.list_occurrences(tenant text, task uuid, "limit" integer default 50, before timestamptz default null)
+returns table (id uuid, nominal_at timestamptz, state text, reason text, run_id uuid, event_id uuid, decided_at timestamptz, late_seconds double precision)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform orc.task(tenant, task);
+  return query
+    select o.id, o.nominal_at, o.state, o.reason, o.run_id, o.event_id, o.decided_at, o.late_seconds from orc.occurrences o
+    where o.tenant_id = tenant and o.task_id = task and (before is null or o.nominal_at < before)
+    order by o.nominal_at desc, o.id desc limit least("limit", 200);
+end $$;
+comment on function orc.list_occurrences(text, uuid, integer, timestamptz) is 'What became of a task''s instants, the newest first.';
+grant execute on function orc.list_occurrences(text, uuid, integer, timestamptz) to orc_api;
 
 create function orc._check_schedules() returns table (invariant text, subject text, detail text)
 language sql stable as $$

@@ -25,7 +25,7 @@ begin
   set next_at = case when t.status = 'active' and p.task_id <> all (coalesce(kept, '{}')) and p.upcoming <> '{}'
                 then p.upcoming[1] + orc._jitter(t.id, p.upcoming[1], t.jitter) else 'infinity' end,
       wants_more = t.status = 'active' and p.known_to < 'infinity' and p.problem is null
-                   and (cardinality(p.upcoming) < 4 or p.task_id = any (kept))
+                   and (cardinality(p.upcoming) < 4 or p.task_id = any (coalesce(kept, '{}')))
   from unnest(tenants, tasks) as u(tenant, task)
   join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task
   where p.tenant_id = u.tenant and p.task_id = u.task;

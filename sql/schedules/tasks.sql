@@ -26,6 +26,19 @@ begin
 end $$;
 comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone.';
 
+create function orc.task(tenant text, task uuid) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_task constant jsonb := (select to_jsonb(t) - 'tenant_id' from orc.tasks t where t.tenant_id = tenant and t.id = task);
+begin
+  if v_task is null then
+    perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
+  end if;
+  return v_task;
+end $$;
+comment on function orc.task(text, uuid) is 'A task as an object: its row in orc.tasks.';
+grant execute on function orc.task(text, uuid) to orc_api;
+
 -- A scheduler that sleeps looks each second; it is woken for what comes before that.
 create function orc._wake_scheduler(tenant text, task uuid) returns void
 language sql as $$
@@ -167,7 +180,7 @@ end $$;
 comment on function orc._set_payload(orchestrator.task, jsonb, text, text) is 'What the task runs: pipelines are stored.';
 
 -- `instants` and `known_to` are the beginning of the plan when the caller has computed it; without them a
--- scheduler does, within a second.
+-- scheduler does, within a second. `made_at` is the clock by which it was computed.
 create function orc.create_task(
   tenant text,
   title text,
@@ -197,8 +210,9 @@ create function orc.create_task(
   timeout_seconds double precision default null,
   labels jsonb default null,
   instants timestamptz[] default null,
-  known_to timestamptz default null)
-returns setof orc.tasks
+  known_to timestamptz default null,
+  made_at timestamptz default null)
+returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
 declare
@@ -219,16 +233,16 @@ begin
     tenant, title, description, schedule_kind, t.pipeline_id, t.probe, t.probe_pipeline_id, priority, queue, max_retries + 1,
     backoff_strategy, timeout_seconds, concurrency_key, concurrency_limit, dedupe_key, make_interval(secs => dedupe_window_seconds),
     catch_up, catch_up_limit, make_interval(secs => grace_seconds), overlap, make_interval(secs => jitter_seconds), labels, created_by,
-    v_now, v_now)
+    case when made_at between v_now - interval '1 minute' and v_now then made_at else v_now end, v_now)
   returning n.* into t;
   r := row(tenant, t.id, 1, schedule_kind, schedule_expr, timezone, dst_gap, dst_fold, starts_at, ends_at,
            case schedule_kind when 'once' then v_now - t.grace else v_now end, null, null, false, null, null, null);
   perform orc._set_rule(r, instants, known_to);
   perform orc._audit(tenant, 'create_task', t.id::text);
-  return query select * from orc.tasks o where o.tenant_id = tenant and o.id = t.id;
+  return orc.task(tenant, t.id);
 end $$;
 comment on function orc.create_task is
-  'Makes a task: what is to be run (payload: a pipeline) and when. Answers its row in orc.tasks.';
+  'Makes a task: what is to be run (payload: a pipeline) and when. Answers it as an object: its row in orc.tasks.';
 grant execute on function orc.create_task to orc_api;
 
 create function orc._task_fields() returns text[]
@@ -256,7 +270,7 @@ comment on function orc._check_changes(orchestrator.task, jsonb, integer) is 'Re
 -- Only what is named changes. A new rule is in force at once: what the old one still owes is caught up by catch_up.
 create function orc.update_task(
   tenant text, task uuid, changes jsonb, version integer default null, instants timestamptz[] default null, known_to timestamptz default null)
-returns setof orc.tasks
+returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   t orchestrator.task := orc._own_task(tenant, task);
@@ -288,8 +302,8 @@ begin
     perform orc._wake_scheduler(tenant, task);
   end if;
   perform orc._audit(tenant, 'update_task', task::text, jsonb_build_object('fields', array(select jsonb_object_keys(changes))));
-  return query select * from orc.tasks v where v.tenant_id = tenant and v.id = task;
+  return orc.task(tenant, task);
 end $$;
 comment on function orc.update_task(text, uuid, jsonb, integer, timestamptz[], timestamptz) is
-  'Changes the named fields of a task; with a version only if it is still that. Answers its row in orc.tasks.';
+  'Changes the named fields of a task; with a version only if it is still that. Answers it as an object: its row in orc.tasks.';
 grant execute on function orc.update_task(text, uuid, jsonb, integer, timestamptz[], timestamptz) to orc_api;
