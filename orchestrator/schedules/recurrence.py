@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dateutil.rrule import DAILY, HOURLY, MINUTELY, MONTHLY, WEEKLY, YEARLY, rrule, weekday
 
@@ -41,6 +41,14 @@ class Line:
     until: datetime | None
 
 
+class Begin(NamedTuple):
+    """Where a rule begins: one moment when there's a DTSTART."""
+
+    phase: datetime  # of INTERVAL, and what the rule leaves open
+    first: datetime  # nothing is proposed before
+    counted: datetime  # nothing is counted before
+
+
 @dataclass(frozen=True, slots=True)
 class Recurrence:
     """A line from a first time on. It fires at `start` only if the rule says so, as cron does."""
@@ -55,17 +63,17 @@ class Recurrence:
     until: datetime
 
     @classmethod
-    def of(cls, line: Line, start: datetime, since: datetime, budget: Budget) -> Recurrence:
-        """Counted from `start`; times before `since` aren't there, nor are they counted."""
+    def of(cls, line: Line, begin: Begin, budget: Budget) -> Recurrence:
+        start = begin.phase
         written = line
         line, by = _explicit(line, start)
         line, base = _monthly(line, by, _base(line, start))
         given = {**by, "wkst": line.week_start, "byweekday": _days(line)}
         until = min(line.until or LAST, LAST)
-        made = cls(written, start, line, since, base, given, _cost(line, by), until)
+        made = cls(written, start, line, begin.first, base, given, _cost(line, by), until)
         if line.count is None:
             return made
-        times = list(islice(made.proposals(since, budget), line.count))
+        times = list(islice(made.proposals(begin.counted, budget), line.count))
         return replace(made, until=times[-1]) if len(times) == line.count else made
 
     def proposals(self, start: datetime, budget: Budget) -> Iterator[datetime]:
@@ -83,8 +91,6 @@ class Recurrence:
     def _period_before(self, start: datetime) -> datetime:
         """The last period at or before `start` that the interval doesn't leave out."""
         every, base = self.line.interval, self.base
-        if start <= base:
-            return base
         if self.line.freq > MONTHLY:
             span = SPAN[self.line.freq] * every
             return base + (start - base) // span * span

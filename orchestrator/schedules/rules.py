@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 from . import words, zones
 from .cron import Cron
 from .limits import AT_CREATION, AT_WORK, FIRST, LAST, PER_MOMENT, BadRule, Budget, bad_expression
-from .recurrence import Recurrence, Recurrences, Times
+from .recurrence import Begin, Recurrence, Recurrences, Times
 from .rrule_text import Text, read
 from .zones import Jump, Mark
 
@@ -40,6 +40,8 @@ LOOK = 16
 """Instants that a new rule must give, or end, within what it may cost."""
 TICK = timedelta(microseconds=1)
 LONGEST_ONCE = 64
+LONGEST_JUMP = 3 * zones.DAY
+"""With a day on both sides: what a rule would have done then says whether it's a beat."""
 
 
 class Source(Protocol):
@@ -256,24 +258,21 @@ def _recurring(rule: Rule) -> Rule:
     said = read(rule.expr, rule.zone)
     rule = replace(rule, zone=said.zone)
     if said.start:
-        return replace(rule, source=_recurrences(said, said.start, said.start))
+        return replace(rule, source=_recurrences(said, Begin(said.start, said.start, said.start)))
     now = zones.wall(rule.anchor, said.zone)
-    is_counted = any(line.count for line in (*said.lines, *said.not_lines))
-    out_of_order = (
-        timedelta() if is_counted else zones.largest_jump_near(_naive(rule.anchor), said.zone)
-    )
-    source = _recurrences(said, now.replace(second=0, microsecond=0), now + TICK - out_of_order)
-    return replace(rule, source=source, since=_naive(rule.anchor))
+    minute = now.replace(second=0, microsecond=0)
+    begin = Begin(minute, now - LONGEST_JUMP, now + TICK)
+    return replace(rule, source=_recurrences(said, begin), since=_naive(rule.anchor))
 
 
 _READERS = {"cron": _cron, "rrule": _recurring, "once": _once}
 
 
-def _recurrences(said: Text, start: datetime, since: datetime) -> Recurrences:
+def _recurrences(said: Text, begin: Begin) -> Recurrences:
     budget = Budget(AT_CREATION)
     try:
-        lines = [Recurrence.of(line, start, since, budget) for line in said.lines]
-        not_lines = [Recurrence.of(line, start, since, budget) for line in said.not_lines]
+        lines = [Recurrence.of(line, begin, budget) for line in said.lines]
+        not_lines = [Recurrence.of(line, begin, budget) for line in said.not_lines]
         times = [Times(tuple(sorted(set(said.times))))] if said.times else []
     except ValueError as error:  # of dateutil
         raise bad_expression("its parts exclude each other: it never fires") from error

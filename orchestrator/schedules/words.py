@@ -86,7 +86,7 @@ def _weekdays(days: Sequence[tuple[int, int | None]]) -> str:
 
 
 def _numbered(unit: str, numbers: Sequence[int]) -> str:
-    if all(number > 0 for number in numbers):
+    if all(number >= 0 for number in numbers):
         return f"{unit} {_listed(list(map(str, numbers)))}"
     return _listed([f"the {_ordinal(n)} {unit}" if n < 0 else f"{unit} {n}" for n in numbers])
 
