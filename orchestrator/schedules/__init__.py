@@ -1,9 +1,9 @@
 """Schedules: when a task runs. Here is time alone: text in, instants out, and no database.
 
-rules        a rule of any kind: `compile_rule`, `describe`, and what a jump of the clock does
-cron         five fields, which propose wall times and know of no zone
-recurrence   so do the lines of RRULE; `rrule_text` reads and checks them
-zones        names of zones, and where a clock jumps
-limits       what a rule may cost, and how a bad one is refused
-words        a recurrence told to people
+- rules: a rule of any kind: `compile_rule`, `describe`, and what a jump of the clock does
+- cron: five fields, which propose wall times and know of no zone
+- recurrence: so do the lines of RRULE; rrule_text reads and checks them
+- zones: names of zones, and where a clock jumps
+- limits: what a rule may cost, and how a bad one is refused
+- words: a recurrence told to people
 """
