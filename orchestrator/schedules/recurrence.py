@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dateutil.rrule import DAILY, HOURLY, MINUTELY, MONTHLY, WEEKLY, YEARLY, rrule, weekday
 
@@ -25,6 +25,7 @@ MOST_AT_ONCE, MOST_COSTLY = 10_000, 3_000
 
 SPAN = {WEEKLY: timedelta(weeks=1), DAILY: timedelta(days=1), HOURLY: timedelta(hours=1),
         MINUTELY: timedelta(minutes=1)}  # fmt: skip
+HOURS_AND_MINUTES = {"byhour", "byminute"}
 DAYS = {YEARLY: 366, MONTHLY: 31, WEEKLY: 7, DAILY: 1, HOURLY: 1, MINUTELY: 1}
 
 
@@ -41,6 +42,14 @@ class Line:
     until: datetime | None
 
 
+class Begin(NamedTuple):
+    """Where a rule begins: one moment when there's a DTSTART."""
+
+    phase: datetime  # of INTERVAL, and what the rule leaves open
+    first: datetime  # nothing is proposed before
+    counted: datetime  # nothing is counted before
+
+
 @dataclass(frozen=True, slots=True)
 class Recurrence:
     """A line from a first time on. It fires at `start` only if the rule says so, as cron does."""
@@ -50,22 +59,24 @@ class Recurrence:
     line: Line  # explicit, and as cheap as can be
     start: datetime
     base: datetime  # a moment in the first period
+    by: By  # as written, and what DTSTART gives
     given: dict[str, Any]  # dateutil's arguments
     cost: int  # steps of one period
     until: datetime
 
     @classmethod
-    def of(cls, line: Line, start: datetime, since: datetime, budget: Budget) -> Recurrence:
-        """Counted from `start`; times before `since` aren't there, nor are they counted."""
+    def of(cls, line: Line, begin: Begin, budget: Budget) -> Recurrence:
+        start = begin.phase
         written = line
-        line, by = _explicit(line, start)
-        line, base = _monthly(line, by, _base(line, start))
+        line, explicit = _explicit(line, start)
+        line, by = _coarser(line, explicit, start)
+        line, base = _one_month(line, by, _base(line, start))
         given = {**by, "wkst": line.week_start, "byweekday": _days(line)}
         until = min(line.until or LAST, LAST)
-        made = cls(written, start, line, since, base, given, _cost(line, by), until)
+        made = cls(written, start, line, begin.first, base, explicit, given, _cost(line, by), until)
         if line.count is None:
             return made
-        times = list(islice(made.proposals(since, budget), line.count))
+        times = list(islice(made.proposals(begin.counted, budget), line.count))
         return replace(made, until=times[-1]) if len(times) == line.count else made
 
     def proposals(self, start: datetime, budget: Budget) -> Iterator[datetime]:
@@ -83,8 +94,6 @@ class Recurrence:
     def _period_before(self, start: datetime) -> datetime:
         """The last period at or before `start` that the interval doesn't leave out."""
         every, base = self.line.interval, self.base
-        if start <= base:
-            return base
         if self.line.freq > MONTHLY:
             span = SPAN[self.line.freq] * every
             return base + (start - base) // span * span
@@ -114,10 +123,35 @@ def _explicit(line: Line, start: datetime) -> tuple[Line, By]:
     return line, by
 
 
-def _monthly(line: Line, by: By, base: datetime) -> tuple[Line, datetime]:
-    """A yearly rule of one month is a monthly one with twelve times the interval, and cheaper."""
-    months = by.get("bymonth", ())
-    if line.freq == YEARLY and len(months) == 1 and not by.keys() & {"byyearday", "byweekno"}:
+def _coarser(line: Line, by: By, start: datetime) -> tuple[Line, By]:
+    """The same rule with a larger FREQ, where there is one: it passes over days at once."""
+    if "bysetpos" in by:
+        return line, by
+    by, every = dict(by), line.interval
+    if line.freq == MINUTELY and 60 % every == 0 and (every > 1 or by.keys() & HOURS_AND_MINUTES):
+        by["byminute"] = _in_step(by.get("byminute", range(60)), start.minute, every)
+        line, every = replace(line, freq=HOURLY, interval=1), 1
+    if line.freq == HOURLY and 24 % every == 0 and "byhour" in by:
+        by["byhour"] = _in_step(by["byhour"], start.hour, every)
+        line, every = replace(line, freq=DAILY, interval=1), 1
+    if line.freq == DAILY and every == 1 and "bymonthday" in by and _times(line, by) <= 24:
+        line = replace(line, freq=MONTHLY)
+    return line, by
+
+
+def _in_step(numbers: Iterable[int], first: int, every: int) -> tuple[int, ...]:
+    found = tuple(number for number in numbers if (number - first) % every == 0)
+    if not found:
+        raise bad_expression("this rule never fires: its INTERVAL misses its BYHOUR or BYMINUTE")
+    return found
+
+
+def _one_month(line: Line, by: By, base: datetime) -> tuple[Line, datetime]:
+    """A rule of one month of each year, which is passed in steps of years."""
+    months, is_each = by.get("bymonth", ()), line.freq == MONTHLY and line.interval == 1
+    if len(months) != 1 or by.keys() & {"byyearday", "byweekno"}:
+        return line, base
+    if is_each or line.freq == YEARLY:
         line = replace(line, freq=MONTHLY, interval=line.interval * 12)
         base = base.replace(month=months[0])
     return line, base
@@ -146,10 +180,7 @@ def _base(line: Line, start: datetime) -> datetime:
 
 def _cost(line: Line, by: By) -> int:
     """What dateutil does for one period, in steps: filters its days, then makes its times."""
-    days = DAYS[line.freq]
-    times = 1
-    for name, freq in (("byhour", HOURLY), ("byminute", MINUTELY)):
-        times *= len(by[name]) if line.freq < freq else 1
+    days, times = DAYS[line.freq], _times(line, by)
     if days * times > MOST_AT_ONCE:
         said = f"this rule may fire {days * times:,} times in one period; {MOST_AT_ONCE:,} at most"
         raise bad_expression(said, "take a smaller FREQ, such as HOURLY or MINUTELY")
@@ -159,6 +190,12 @@ def _cost(line: Line, by: By) -> int:
     if cost > MOST_COSTLY:
         raise bad_expression("this rule costs too much: its BY lists are too long")
     return cost
+
+
+def _times(line: Line, by: By) -> int:
+    """How many there are in a day, an hour or a minute."""
+    hours = len(by["byhour"]) if line.freq < HOURLY else 1
+    return hours * (len(by["byminute"]) if line.freq < MINUTELY else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from heapq import heappop, heappush
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 from zoneinfo import ZoneInfo
 
 from . import words, zones
 from .cron import Cron
 from .limits import AT_CREATION, AT_WORK, FIRST, LAST, PER_MOMENT, BadRule, Budget, bad_expression
-from .recurrence import Recurrence, Recurrences, Times
+from .recurrence import Begin, Recurrence, Recurrences, Times
 from .rrule_text import Text, read
 from .zones import Jump, Mark
 
@@ -36,10 +36,12 @@ Fold = Literal["second", "first", "both"]
 MINUTE = timedelta(minutes=1)
 LATE = MINUTE
 """How long before its making a rule `once` may lie: the request was on its way."""
-LOOK = 16
-"""Instants that a new rule must give, or end, within what it may cost."""
+LOOK, LOOK_CLOSELY, YEAR = 16, 64, timedelta(days=366)
+"""Moments that a new rule must give within what it may cost, and those that are compared."""
 TICK = timedelta(microseconds=1)
 LONGEST_ONCE = 64
+LONGEST_JUMP = 3 * zones.DAY
+"""With a day on both sides: what a rule would have done then says whether it's a beat."""
 
 
 class Source(Protocol):
@@ -148,6 +150,8 @@ class Rule:
 
 
 def _naive(instant: datetime) -> datetime:
+    if instant.tzinfo is None:
+        raise TypeError("an instant has a zone")
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
@@ -238,8 +242,9 @@ def _cron(rule: Rule) -> Rule:
 
 def _once(rule: Rule) -> Rule:
     """An instant that is written with its offset is itself, in a fold, too."""
+    text = rule.expr.strip()
     try:
-        time = datetime.fromisoformat(rule.expr.strip()[:LONGEST_ONCE])
+        time = datetime.fromisoformat(text if len(text) <= LONGEST_ONCE else "")
     except ValueError:
         hint = "write 2026-05-01T09:00, or with an offset: 2026-05-01T09:00+02:00"
         raise bad_expression(f"{rule.expr[:40]!r} isn't an ISO 8601 time", hint) from None
@@ -256,27 +261,24 @@ def _recurring(rule: Rule) -> Rule:
     said = read(rule.expr, rule.zone)
     rule = replace(rule, zone=said.zone)
     if said.start:
-        return replace(rule, source=_recurrences(said, said.start, said.start))
+        return replace(rule, source=_recurrences(said, Begin(said.start, said.start, said.start)))
     now = zones.wall(rule.anchor, said.zone)
-    is_counted = any(line.count for line in (*said.lines, *said.not_lines))
-    out_of_order = (
-        timedelta() if is_counted else zones.largest_jump_near(_naive(rule.anchor), said.zone)
-    )
-    source = _recurrences(said, now.replace(second=0, microsecond=0), now + TICK - out_of_order)
-    return replace(rule, source=source, since=_naive(rule.anchor))
+    minute = now.replace(second=0, microsecond=0)
+    begin = Begin(minute, now - LONGEST_JUMP, now + TICK)
+    return replace(rule, source=_recurrences(said, begin), since=_naive(rule.anchor))
 
 
 _READERS = {"cron": _cron, "rrule": _recurring, "once": _once}
 
 
-def _recurrences(said: Text, start: datetime, since: datetime) -> Recurrences:
+def _recurrences(said: Text, begin: Begin) -> Recurrences:
     budget = Budget(AT_CREATION)
     try:
-        lines = [Recurrence.of(line, start, since, budget) for line in said.lines]
-        not_lines = [Recurrence.of(line, start, since, budget) for line in said.not_lines]
+        lines = [Recurrence.of(line, begin, budget) for line in said.lines]
+        not_lines = [Recurrence.of(line, begin, budget) for line in said.not_lines]
         times = [Times(tuple(sorted(set(said.times))))] if said.times else []
     except ValueError as error:  # of dateutil
-        raise bad_expression("its parts exclude each other: it never fires") from error
+        raise bad_expression("this rule never fires: its parts exclude each other") from error
     return Recurrences(
         (*lines, *times), tuple(not_lines), frozenset(said.not_times), frozenset(said.not_days)
     )
@@ -287,18 +289,26 @@ def _check(rule: Rule, cadence: timedelta) -> None:
     if rule.starts_at and rule.ends_at and rule.ends_at < rule.starts_at:
         raise BadRule("ends_at", "the rule ends before it starts")
     budget = Budget(AT_CREATION)
-    born = _naive(rule.anchor) - (LATE if rule.kind == "once" else timedelta())
+    born = rule.anchor - (LATE if rule.kind == "once" else timedelta())
     try:
-        found = rule._look(born.replace(tzinfo=UTC), LOOK, None, budget).items
-        start = zones.wall(found[0].at, rule.zone) if found else FIRST
-        near = list(islice(rule.source.proposals(start, budget), LOOK if found else 0))
+        found = rule._look(born, LOOK, None, budget).items
+        if found and _shortest(rule, zones.wall(found[0].at, rule.zone), budget) < cadence:
+            least = int(cadence.total_seconds())
+            raise bad_expression(f"this rule fires more often than every {least} seconds")
     except ValueError as error:  # of dateutil
-        raise bad_expression("its parts exclude each other: it never fires") from error
+        raise bad_expression("this rule never fires: its parts exclude each other") from error
     if not found:
         raise bad_expression(f"this rule never fires after it was made: {_why_never(rule)}")
-    if any(later - local < cadence for local, later in pairwise(near)):
-        least = int(cadence.total_seconds())
-        raise bad_expression(f"this rule fires more often than every {least} seconds")
+
+
+def _shortest(rule: Rule, start: datetime, budget: Budget) -> timedelta:
+    """Between two of the next proposals, and between two dates that are given one by one."""
+    near = islice(rule.source.proposals(start, budget), LOOK_CLOSELY)
+    times = [*takewhile(lambda local: local < start + YEAR, near)]
+    lines = rule.source.lines if isinstance(rule.source, Recurrences) else ()
+    given = [line.times for line in lines if isinstance(line, Times)]
+    spans = (later - local for some in (times, *given) for local, later in pairwise(some))
+    return min(spans, default=timedelta.max)
 
 
 def _why_never(rule: Rule) -> str:

@@ -59,7 +59,7 @@ def _plural(number: int, unit: str) -> str:
 
 def _places(rule: Recurrence) -> str:
     """BYSETPOS."""
-    places = rule.given.get("bysetpos", ())
+    places = rule.by.get("bysetpos", ())
     return f", of these only the {_listed([_ordinal(n) for n in places])}" if places else ""
 
 
@@ -67,12 +67,12 @@ def _days(rule: Recurrence) -> str:
     said = []
     if rule.line.days:
         said.append("on " + _weekdays(rule.line.days))
-    if "bymonthday" in rule.given:
-        said.append("on " + _numbered("day", rule.given["bymonthday"]) + " of the month")
-    if "byyearday" in rule.given:
-        said.append("on " + _numbered("day", rule.given["byyearday"]) + " of the year")
-    if "byweekno" in rule.given:
-        said.append("in " + _numbered("week", rule.given["byweekno"]) + " of the year")
+    if "bymonthday" in rule.by:
+        said.append("on " + _numbered("day", rule.by["bymonthday"]) + " of the month")
+    if "byyearday" in rule.by:
+        said.append("on " + _numbered("day", rule.by["byyearday"]) + " of the year")
+    if "byweekno" in rule.by:
+        said.append("in " + _numbered("week", rule.by["byweekno"]) + " of the year")
     return " if it is also ".join(said)
 
 
@@ -86,7 +86,7 @@ def _weekdays(days: Sequence[tuple[int, int | None]]) -> str:
 
 
 def _numbered(unit: str, numbers: Sequence[int]) -> str:
-    if all(number > 0 for number in numbers):
+    if all(number >= 0 for number in numbers):
         return f"{unit} {_listed(list(map(str, numbers)))}"
     return _listed([f"the {_ordinal(n)} {unit}" if n < 0 else f"{unit} {n}" for n in numbers])
 
@@ -98,14 +98,14 @@ def _ordinal(number: int) -> str:
 
 
 def _months(rule: Recurrence) -> str:
-    months = rule.given.get("bymonth", ())
+    months = rule.by.get("bymonth", ())
     return "in " + _listed([MONTHS[month - 1] for month in months]) if months else ""
 
 
 def _clock(rule: Recurrence) -> str:
     """Times of the day; for frequent rules, which hours, minutes and seconds."""
-    hours, minutes = rule.given.get("byhour", ()), rule.given.get("byminute", ())
-    (second,) = rule.given["bysecond"]
+    hours, minutes = rule.by.get("byhour", ()), rule.by.get("byminute", ())
+    (second,) = rule.by["bysecond"]
     times = [time(hour, minute, second) for hour in hours for minute in minutes]
     if times and len(times) <= MOST_TIMES:
         return "at " + _listed([f"{at:%H:%M:%S}" if second else f"{at:%H:%M}" for at in times])
