@@ -26,7 +26,19 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import __version__, auth, httpd, openapi, ops, pipelines, telemetry, web
+from . import (
+    __version__,
+    auth,
+    events,
+    expr,
+    httpd,
+    openapi,
+    ops,
+    pipelines,
+    schedules,
+    telemetry,
+    web,
+)
 from .config import Config
 from .db import Pool
 from .errors import (
@@ -47,11 +59,13 @@ from .errors import (
 from .sinks import redis
 from .steps import listing
 from .telemetry import log
-from .wire import Call, Endpoint, Reply, convert, decode, encode, problem
+from .wire import Call, Endpoint, Place, Reply, convert, decode, encode, problem
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
     *auth.ENDPOINTS,
+    *schedules.ENDPOINTS,
+    *events.ENDPOINTS,
     *pipelines.ENDPOINTS,
     *listing.ENDPOINTS,
 ]
@@ -83,6 +97,21 @@ class Api:
         if not self.config.redis_url:
             return ops.Component("not configured")
         return ops.Component("up" if await redis.is_alive(self.config.redis_url) else "down")
+
+    async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]:
+        """What is wrong with a pipeline. Expressions are compiled, so not on the event loop."""
+        report = await asyncio.to_thread(pipelines.check, document)
+        return [
+            {"loc": [*loc, *p.pointer.split("/")[1:]], "msg": p.message, "type": p.type}
+            for p in report.errors
+        ]
+
+    async def condition_problems(self, source: str, roots: Sequence[str]) -> list[Place]:
+        try:
+            await asyncio.to_thread(expr.condition, source, roots)
+        except expr.ExpressionError as error:
+            return [{"loc": ["body", "schedule_expr"], "msg": str(error), "type": "expression"}]
+        return []
 
     def drain(self) -> None:
         if not self.draining:
@@ -143,7 +172,7 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
             api, headers.get("authorization"), client, headers.get("host", "")
         )
         auth.require(principal, endpoint.scope)
-    call = Call(app=api, path=_path(request), principal=principal)
+    call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
     if endpoint.query is not None:
         call.query = convert(_query(request), endpoint.query, "query")
     if endpoint.body is not None:
@@ -157,6 +186,8 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
 async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
     """The endpoint's verb with every field of path, query and body as an argument."""
     arguments: dict[str, Any] = dict(call.path)
+    if call.principal is not None:
+        arguments["tenant"] = call.principal.tenant_id
     for part in (call.query, call.body):
         if part is not None:
             arguments |= {name: getattr(part, name) for name in part.__struct_fields__}

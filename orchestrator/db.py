@@ -267,10 +267,27 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
             raise RuntimeError(f"orc.{verb} answered with {len(rows)} rows instead of one")
         return rows[0]
 
+    async def together(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Calls in one transaction; all of them again when it was rolled back by others."""
+
+        async def once() -> T:
+            async with self.connection() as connection:
+                with guarded(connection):
+                    async with connection.transaction():
+                        return await work(connection)
+
+        return await self._reachable(lambda: again(once))
+
     async def _call(self, verb: str, arguments: dict[str, Any]) -> list[Row]:
-        try:
+        async def once() -> list[Row]:
             async with self.connection() as connection:
                 return await call(connection, verb, **arguments)
+
+        return await self._reachable(once)
+
+    async def _reachable(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await work()
         except psycopg_pool.TooManyRequests:
             raise Unavailable("Too many requests wait for the database") from None
         except psycopg.Error as error:

@@ -117,12 +117,13 @@ class Loop:
     async def _turns(self) -> None:
         while not self.stopping.is_set():
             self.woken.clear()
-            did = await self._turn()
+            did = await self.turn()
             self.turned_at = time.monotonic()
             if did == 0:
                 await self._rest(self._pause())
 
-    async def _turn(self) -> int:
+    async def turn(self) -> int:
+        """One call of `once`. What goes wrong is a line in the log, and the next turn comes."""
         try:
             did = await self.once()
         except (psycopg.Error, Unavailable) as error:

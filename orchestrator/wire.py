@@ -76,12 +76,17 @@ class App(Protocol):
 
     async def redis(self) -> Any: ...
 
+    async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]: ...
+
+    async def condition_problems(self, source: str, roots: Sequence[str]) -> list[Place]: ...
+
 
 class Call(msgspec.Struct, kw_only=True):
     """One request, decoded and authenticated."""
 
     app: App
     path: dict[str, str] = {}
+    headers: Mapping[str, str] = {}
     query: Any = None
     body: Any = None
     principal: Principal | None = None

@@ -35,6 +35,9 @@ set local search_path = pg_catalog;
 -- What runs wait for, and what is published.
 \ir pipelines/tables.sql
 
+-- Tasks, their rules and plans, and the ledger of their instants.
+\ir schedules/tables.sql
+
 -- Ways to say no: one helper for each SQLSTATE of ours.
 \ir base/functions.sql
 
@@ -51,6 +54,7 @@ set local search_path = pg_catalog;
 \ir work/enqueue.sql
 \ir pipelines/waits.sql
 \ir work/claim.sql
+\ir events/match.sql
 \ir pipelines/events.sql
 \ir pipelines/values.sql
 \ir pipelines/functions.sql
@@ -60,6 +64,18 @@ set local search_path = pg_catalog;
 \ir work/workers.sql
 \ir work/control.sql
 \ir pipelines/answers.sql
+
+-- Tasks: their views, their plans, how instants and events become runs, what people do with them, why not.
+\ir schedules/views.sql
+\ir schedules/plan.sql
+\ir schedules/fire.sql
+\ir schedules/tasks.sql
+\ir schedules/control.sql
+\ir events/decide.sql
+\ir schedules/tick.sql
+\ir schedules/ledger.sql
+
+-- Housekeeping, and work as people look at it.
 \ir work/keep.sql
 \ir work/views.sql
 

@@ -2,7 +2,7 @@
 
 A page is read from top to bottom. What a fenced block is, its language and the words before it say:
 
-    yaml        a pipeline; what follows says what becomes of it
+    yaml        a pipeline, or a schedule; what follows says what becomes of it
     json        "gives": the output of the pipeline, or the rows of the SQL, before it
                 "fails with": the run's error
                 names MCP_SERVERS_PATH or TOOL_CATALOG_PATH: that file
@@ -31,6 +31,7 @@ import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ from orchestrator import config as settings
 from orchestrator import db, guide, scheduler
 from orchestrator.config import Hidden
 from orchestrator.pipelines import document, modifiers, read, source, steps
+from orchestrator.schedules.limits import BadRule
+from orchestrator.schedules.rules import compile_rule, describe
 from orchestrator.steps import builtins, kinds
 from orchestrator.steps.plugins import plugins
 
@@ -143,6 +146,10 @@ class Reader:
             self.input = expected
 
     async def _compare(self, block: Block, expected: Any) -> None:
+        if "schedule_kind:" in self.pipeline:
+            found = preview(yaml.safe_load(self.pipeline))
+            assert fits(expected, found), json.dumps(found)
+            return
         if self.rows is not None:
             deadline = time.monotonic() + PATIENCE
             while not fits(expected, self.rows) and time.monotonic() < deadline:
@@ -286,6 +293,20 @@ class Reader:
             wanted, found = json.loads(expected.strip("`")), row["output"]["a"]["value"]
         assert fits(wanted, found), (asked, wanted, found)
         self.done["row"] += 1
+
+
+def preview(asked: dict[str, Any]) -> dict[str, Any]:
+    """When a schedule runs, or which field is wrong and how."""
+    instant = asked.pop("from", datetime(2026, 1, 1, tzinfo=UTC))
+    n = asked.pop("n", 10)
+    kind, expr = asked.pop("schedule_kind"), str(asked.pop("schedule_expr"))
+    try:
+        rule = compile_rule(kind, expr, asked.pop("timezone"), anchor=instant, **asked)
+    except BadRule as error:
+        return {"field": error.field, "message": error.detail[0]["msg"]}
+    items = [moment._asdict() for moment in rule.after(instant, n).items]
+    told: dict[str, Any] = msgspec.to_builtins({"text": describe(rule), "items": items})
+    return told
 
 
 def rows(page: str) -> list[tuple[str, str, str]]:
@@ -456,6 +477,7 @@ def test_every_tool_has_its_section_and_every_type_of_error_is_told() -> None:
 
 def test_an_unknown_topic_names_the_known_ones() -> None:
     with pytest.raises(
-        LookupError, match=r"did you mean tools.*pipelines, expressions, tools, durability, waits"
+        LookupError,
+        match=r"did you mean tools.*pipelines, expressions, tools, durability, waits, schedules",
     ):
         guide.page("tool")

@@ -132,6 +132,7 @@ def kinds() -> dict[str, Kind]:
 def builtins() -> dict[str, Kind]:
     from . import (
         assertion,
+        condition,
         email_send,
         event_emit,
         flow_run,
@@ -153,6 +154,7 @@ def builtins() -> dict[str, Kind]:
         python_call,
         shell_run,
         event_emit,
+        condition,
         flow_run,
         http_request,
         webhook_send,

@@ -33,6 +33,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     timeout: float | None
     input: Any
     due_at: str
+    event: Any = None  # what made it: an event, or an instant of its task
 
 
 class Settled(msgspec.Struct, omit_defaults=True):
@@ -229,7 +230,8 @@ def scope_of(run: Run, plan: Plan, context: Context) -> dict[str, Any]:
         params = plan.pipeline.bind(given)
     except pipelines.Problems as problems:
         raise Broken(Fail("validation", str(problems))) from None
-    return {
+    made_by = {} if run.event is None else {"event": run.event}
+    return made_by | {
         "params": params,
         "input": params if isinstance(run.input, dict | None) else run.input,
         "vars": plan.pipeline.vars,

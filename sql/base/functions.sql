@@ -54,3 +54,10 @@ grant execute on function
   orc._forbidden(text, text, text), orc._not_found(text, text, text), orc._conflict(text, text, text),
   orc._gone(text, text, text), orc._invalid(text, text, text), orc._too_many(text, text, text)
   to orc_api, orc_worker, orc_reader;
+
+create function orc.clock() returns timestamptz
+language sql stable as $$
+  select orchestrator.now()
+$$;
+comment on function orc.clock() is 'The time of the database.';
+grant execute on function orc.clock() to orc_api, orc_worker, orc_reader;

@@ -93,6 +93,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   union all
   select * from orc._check_values()
   union all
+  select * from orc._check_schedules()
+  union all
   select * from orc._check_ops()
 $$;
 comment on function orc.check() is 'The invariants that are broken: no rows when all is well.';

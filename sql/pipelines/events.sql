@@ -21,6 +21,8 @@ begin
     perform orc._invalid('An event needs a tenant', 'tenant');
   elsif topic is null or length(topic) not between 1 and 200 or length(source) > 200 then
     perform orc._invalid('A topic has 1 to 200 characters, a source at most as many', 'topic, source');
+  elsif topic like '$%' then
+    perform orc._invalid('Topics that begin with $ are the core''s own', topic, 'use another name');
   elsif not orchestrator.json_is_bounded(payload) then
     perform orc._invalid('The payload is too large or too deep', 'payload', 'at most 1 MiB, 32 levels, numbers up to 1e308');
   elsif id is not null and (substr(id::text, 15, 1) <> '7'
@@ -30,45 +32,61 @@ begin
 end $$;
 comment on function orc._check_event(text, text, jsonb, uuid, text) is 'Refuses events that make no sense.';
 
-create function orc._hint_event(tenant text, topic text) returns void
+create function orc._hint_event(tenant text, topic text, met integer) returns void
 language plpgsql set enable_seqscan = off as $$
 begin
-  if exists (select from orchestrator.wait w
+  if met > 0 or exists (select from orchestrator.wait w
              where w.tenant_id = tenant and w.topic = $2 and w.state = 'waiting') then
     perform pg_notify('orc_events', '');
   end if;
 end $$;
-comment on function orc._hint_event(text, text) is 'Wakes the scheduler when a run waits for a topic.';
+comment on function orc._hint_event(text, text, integer) is 'Wakes the scheduler when a run waits for a topic, or tasks listen to it.';
 
-create function orc.emit_event(tenant text, topic text, payload jsonb default null, id uuid default null, source text default null)
-returns uuid
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+-- The event and the tasks that it meets; `met` is null when the event was there already.
+create function orc._emit(tenant text, topic text, payload jsonb, id uuid, source text, out event_id uuid, out met integer)
+language plpgsql as $$
 declare
-  v_id constant uuid := coalesce(id, orchestrator.new_id());
+  e orchestrator.event;
 begin
   perform orc._check_event(tenant, topic, payload, id, source);
   insert into orchestrator.tenant (id) select tenant
   where not exists (select from orchestrator.tenant t where t.id = tenant) on conflict do nothing;
-  insert into orchestrator.event (tenant_id, id, topic, source, payload) values (tenant, v_id, topic, source, payload)
-  on conflict do nothing;
+  event_id := coalesce(id, orchestrator.new_id());
+  insert into orchestrator.event (tenant_id, id, topic, source, payload) values (tenant, event_id, topic, source, payload)
+  on conflict do nothing returning * into e;
   if found then
-    perform orc._hint_event(tenant, topic);
+    met := orc._meet_tasks(array[e]);
+    perform orc._hint_event(tenant, topic, met);
   end if;
-  return v_id;
 end $$;
+comment on function orc._emit(text, text, jsonb, uuid, text) is 'Writes an event, and the tasks that it meets.';
+
+create function orc.emit_event(tenant text, topic text, payload jsonb default null, id uuid default null, source text default null)
+returns uuid
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+  select e.event_id from orc._emit(tenant, topic, payload, id, source) as e
+$$;
 comment on function orc.emit_event(text, text, jsonb, uuid, text) is
-  'Publishes an event; the same id again is the same event. Answers its id.';
+  'Publishes an event, and leaves the tasks that listen to the next tick; the same id again is the same event. Answers its id.';
 grant execute on function orc.emit_event(text, text, jsonb, uuid, text) to orc_api, orc_worker;
 
 -- The events of one batch of records, exactly once with them. One that makes no sense breaks its batch,
--- and the worker finds out whose it was.
+-- and the worker finds out whose it was. What a probe found is said as an event, too.
 create function orc._emit_recorded(events jsonb) returns void
 language plpgsql as $$
+declare
+  v_met integer;
 begin
-  insert into orchestrator.event (tenant_id, topic, source, payload)
-  select e.tenant, e.topic, e.source, e.payload
-  from jsonb_to_recordset(events) as e(tenant text, topic text, source text, payload jsonb);
-  perform orc._hint_event(e.tenant, e.topic)
+  with said as materialized (
+    select * from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, source text, payload jsonb)),
+  written as (
+    insert into orchestrator.event (tenant_id, topic, source, payload, hops)
+    select s.tenant, s.topic, s.source, s.payload, orc._hops_of(s.tenant, s.run) from said s where s.topic <> '$condition'
+    returning event)
+  select orc._meet_tasks(array_agg(w.event)) into v_met from written w;
+  perform orc._judge(e.tenant, e.run, e.payload)
+  from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, payload jsonb) where e.topic = '$condition';
+  perform orc._hint_event(e.tenant, e.topic, v_met)
   from (select distinct tenant, topic from jsonb_to_recordset(events) as e(tenant text, topic text)) as e;
 end $$;
 comment on function orc._emit_recorded(jsonb) is 'Publishes what steps emitted.';

@@ -36,7 +36,7 @@ begin
   end loop;
   if said @? '$[*].events[*]' then
     perform orc._emit_recorded((
-      select jsonb_agg(e || jsonb_build_object('tenant', o ->> 'tenant'))
+      select jsonb_agg(e || jsonb_build_object('tenant', o ->> 'tenant', 'run', o ->> 'run'))
       from jsonb_array_elements(said) as o cross join lateral jsonb_array_elements(
         case jsonb_typeof(o -> 'events') when 'array' then o -> 'events' else '[]' end) as e));
   end if;

@@ -25,7 +25,7 @@ declare
   v_queue text;
 begin
   update orchestrator.due_work d set state = 'scheduled', due_at = orchestrator.now(), waiting_for = null
-  where d.tenant_id = tenant and d.run_id = run and d.state || '' = 'waiting'
+  where d.tenant_id = tenant and d.run_id = run and d.state || '' = 'waiting' and d.held_due_at is null
   returning d.queue into v_queue;
   if v_queue is not null then
     perform orc._hint(v_queue);

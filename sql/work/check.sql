@@ -137,6 +137,11 @@ begin
       from orchestrator.worker w where w.id = d.worker_id;
     return;
   end if;
+  if d.held_due_at is not null then
+    return query select 'task paused', jsonb_build_object('task', d.task_id, 'since', t.paused_at, 'due_at', d.held_due_at),
+      'when orc.resume_task is called' from orchestrator.task t where t.tenant_id = d.tenant_id and t.id = d.task_id;
+    return;
+  end if;
   if d.state = 'waiting' then
     return query select * from orc._why_waits(d);
     return;

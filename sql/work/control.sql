@@ -66,12 +66,14 @@ begin
   insert into orchestrator.run (
     tenant_id, id, pipeline_id, retry_of, task_id, due_at, finished_at, epoch, attempt, max_attempts, priority, state,
     queue, kind, flow_id, concurrency_key, input, error, labels, backoff, backoff_seconds, backoff_limit_seconds,
-    timeout_seconds)
+    timeout_seconds, nominal_at, event_id)
   values (v_work.tenant_id, v_work.run_id, v_work.pipeline_id, v_work.retry_of, v_work.task_id, v_work.due_at,
           orchestrator.now(), v_work.epoch, v_work.attempt, v_work.max_attempts, v_work.priority, 'canceled',
           v_work.queue, v_work.kind, v_work.flow_id, v_work.concurrency_key, v_work.input, v_work.error, v_work.labels,
-          v_work.backoff, v_work.backoff_seconds, v_work.backoff_limit_seconds, v_work.timeout_seconds);
+          v_work.backoff, v_work.backoff_seconds, v_work.backoff_limit_seconds, v_work.timeout_seconds,
+          v_work.nominal_at, v_work.event_id);
   perform orc._end_waits(array[tenant], array[run], array[v_work.parent_id]);
+  perform orc._announce(array[tenant], array[run]);
   if v_work.concurrency_key is not null then
     perform orc._fill_keys(array[tenant], array[v_work.concurrency_key]);
   end if;
@@ -87,6 +89,23 @@ language sql as $$
   select pg_advisory_xact_lock(hashtextextended(format('orc retry %L', tenant), 0))
 $$;
 comment on function orc._retry_in_turn(text) is 'Lets retries of a tenant wait for each other.';
+
+create function orc._retry(r orchestrator.run, due_at timestamptz) returns uuid
+language plpgsql as $$
+declare
+  v_new uuid;
+begin
+  select e.run_id into v_new from orc.enqueue(
+    tenant => r.tenant_id, pipeline => to_jsonb(r.pipeline_id), input => r.input, queue => r.queue, priority => r.priority,
+    due_at => due_at, concurrency_key => r.concurrency_key, max_attempts => r.max_attempts, labels => r.labels,
+    backoff => r.backoff, backoff_seconds => r.backoff_seconds, backoff_limit_seconds => r.backoff_limit_seconds,
+    timeout_seconds => r.timeout_seconds, kind => r.kind, retry_of => r.id, on_conflict => 'queue') as e;
+  if r.task_id is not null then
+    perform orc._belongs_to(r.tenant_id, v_new, r.task_id, r.event_id, r.nominal_at);
+  end if;
+  return v_new;
+end $$;
+comment on function orc._retry(orchestrator.run, timestamptz) is 'A new run like a finished one.';
 
 create function orc.retry_run(tenant text, run uuid) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -105,12 +124,7 @@ begin
   if exists (select from orchestrator.due_work d where d.tenant_id = tenant and d.retry_of = run) then
     perform orc._conflict('The run is being retried already', run::text, 'wait for that retry, or cancel it');
   end if;
-  select e.run_id into v_new from orc.enqueue(
-    tenant => tenant, pipeline => to_jsonb(v_run.pipeline_id), input => v_run.input, queue => v_run.queue,
-    priority => v_run.priority, concurrency_key => v_run.concurrency_key, max_attempts => v_run.max_attempts,
-    labels => v_run.labels, backoff => v_run.backoff, backoff_seconds => v_run.backoff_seconds,
-    backoff_limit_seconds => v_run.backoff_limit_seconds, timeout_seconds => v_run.timeout_seconds,
-    kind => v_run.kind, retry_of => v_run.id, on_conflict => 'queue') as e;
+  v_new := orc._retry(v_run, null);
   perform orc._audit(tenant, 'retry_run', run::text, jsonb_build_object('run', v_new));
   return v_new;
 end $$;
@@ -132,7 +146,7 @@ begin
   perform orc._retry_in_turn(tenant);
   return query
     with chosen as materialized (
-      select r.*, row_number() over (order by r.id) as nth from orchestrator.run r
+      select r, row_number() over (order by r.id) as nth from orchestrator.run r
       where r.tenant_id = tenant and r.state = 'failed'
         and (retry_where.queue is null or r.queue = retry_where.queue)
         and (error_type is null or r.error ->> 'type' = error_type)
@@ -142,13 +156,7 @@ begin
         and not exists (select from orchestrator.due_work d where d.tenant_id = tenant and d.retry_of = r.id)
         and not exists (select from orchestrator.run o where o.tenant_id = tenant and o.retry_of = r.id)
       order by r.id limit most)
-    select c.id, case when not dry_run then (
-      select e.run_id from orc.enqueue(
-        tenant => tenant, pipeline => to_jsonb(c.pipeline_id), input => c.input, queue => c.queue, priority => c.priority,
-        due_at => orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second), concurrency_key => c.concurrency_key,
-        max_attempts => c.max_attempts, labels => c.labels, backoff => c.backoff, backoff_seconds => c.backoff_seconds,
-        backoff_limit_seconds => c.backoff_limit_seconds, timeout_seconds => c.timeout_seconds, kind => c.kind,
-        retry_of => c.id, on_conflict => 'queue') as e) end
+    select (c.r).id, case when not dry_run then orc._retry(c.r, orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second)) end
     from chosen c;
   if not dry_run then
     perform orc._audit(tenant, 'retry_where', coalesce(retry_where.queue, 'all queues'),

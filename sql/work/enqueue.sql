@@ -370,6 +370,12 @@ comment on function orc.enqueue is
   'Makes a run that does a pipeline. Answers its id and whether it was created, skipped, replaced or merged, and why.';
 grant execute on function orc.enqueue to orc_api, orc_worker;
 
+create function orc._belongs_to(tenant text, run uuid, task uuid, event uuid, nominal timestamptz) returns void
+language sql as $$
+  update orchestrator.due_work d set task_id = $3, event_id = $4, nominal_at = $5 where d.tenant_id = $1 and d.run_id = $2
+$$;
+comment on function orc._belongs_to(text, uuid, uuid, uuid, timestamptz) is 'Says which task a new run is of, and what made it.';
+
 -- Many at once, in one pass. What makes no sense breaks a constraint, whose name says what.
 --
 -- When an item has a dedupe key or a concurrency key, of its own or of its pipeline, all go one by one,

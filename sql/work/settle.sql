@@ -52,6 +52,8 @@ declare
   v_runs uuid[];
   v_parents uuid[];
   v_kept jsonb;
+  v_all_tenants text[];
+  v_all_runs uuid[];
 begin
   with gone as (
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
@@ -66,13 +68,13 @@ begin
     insert into orchestrator.run (
       tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
       max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, output, error, labels,
-      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, output_digest, output_bytes)
+      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id, output_digest, output_bytes)
     select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, v_now, epoch, attempt,
            max_attempts, priority, case when cancel_requested_at is null then outcome else 'canceled' end, queue, kind,
            flow_id, concurrency_key, input, case when is_large then null else its_output end,
            case when cancel_requested_at is null and outcome = 'failed' then coalesce(its_error, '{"type": "unknown"}')
-                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds,
-           case when is_large then orc._digest(its_output) end, case when is_large then pg_column_size(its_output) end
+                else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at,
+           event_id, case when is_large then orc._digest(its_output) end, case when is_large then pg_column_size(its_output) end
     from gone
     returning tenant_id, id, output_digest)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
@@ -81,14 +83,15 @@ begin
          array_agg(parent_id) filter (where may_wait),
          jsonb_agg(jsonb_build_object('tenant', tenant_id, 'run', run_id, 'output', its_output,
            'digest', (select encode(e.output_digest, 'hex') from ended e where e.tenant_id = gone.tenant_id and e.id = gone.run_id)))
-           filter (where is_large)
-  into finished, tenants, keys, v_tenants, v_runs, v_parents, v_kept from gone;
+           filter (where is_large), array_agg(tenant_id), array_agg(run_id)
+  into finished, tenants, keys, v_tenants, v_runs, v_parents, v_kept, v_all_tenants, v_all_runs from gone;
   if v_kept is not null then
     perform orc._keep_values(v_kept);
   end if;
   if v_runs is not null then
     perform orc._end_waits(v_tenants, v_runs, v_parents);
   end if;
+  perform orc._announce(v_all_tenants, v_all_runs);
 end $$;
 comment on function orc._finish(uuid, jsonb) is 'Moves runs that ended into history.';
 

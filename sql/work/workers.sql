@@ -63,12 +63,12 @@ language sql as $$
   insert into orchestrator.run (
     tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
     max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, error, labels,
-    backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds)
+    backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id)
   select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, orchestrator.now(), epoch,
          attempt, max_attempts, priority, case when cancel_requested_at is null then 'failed' else 'canceled' end, queue,
          kind, flow_id, concurrency_key, input,
          case when cancel_requested_at is null then orc._lost_error() end, labels, backoff, backoff_seconds,
-         backoff_limit_seconds, timeout_seconds
+         backoff_limit_seconds, timeout_seconds, nominal_at, event_id
   from gone
 $$;
 comment on function orc._end_lost(orchestrator.due_work[]) is 'Ends lost runs that have no attempts left, or were told to cancel.';
@@ -98,8 +98,9 @@ begin
   from unnest(v_lost) l
   where d.tenant_id = l.tenant_id and d.run_id = l.run_id and l.attempt < l.max_attempts and l.cancel_requested_at is null;
   perform orc._end_lost(v_lost);
-  perform orc._end_waits(array_agg(tenant_id), array_agg(run_id), array_agg(parent_id)) from unnest(v_lost)
-  where attempt >= max_attempts or cancel_requested_at is not null having count(*) > 0;
+  perform orc._end_waits(array_agg(tenant_id), array_agg(run_id), array_agg(parent_id)),
+          orc._announce(array_agg(tenant_id), array_agg(run_id))
+  from unnest(v_lost) where attempt >= max_attempts or cancel_requested_at is not null having count(*) > 0;
   perform orc._fill_keys(array_agg(tenant_id), array_agg(concurrency_key)) from unnest(v_lost) where concurrency_key is not null;
   return cardinality(v_lost);
 end $$;

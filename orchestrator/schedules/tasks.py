@@ -1,0 +1,283 @@
+"""Tasks over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from ..errors import Conflict, Malformed, NotAllowed, Problem
+from ..wire import Call, Endpoint, Place, Reply
+from .limits import BadRule
+from .plan import following
+from .rules import Rule, compile_rule, describe
+from .shapes import (
+    UNSET,
+    Backfill,
+    Backfilled,
+    Cause,
+    CreateTask,
+    Details,
+    Filled,
+    Instants,
+    Occurrence,
+    Occurrences,
+    Preview,
+    Previewed,
+    PreviewRule,
+    Said,
+    Snooze,
+    Task,
+    UpdateTask,
+    WhyNot,
+)
+
+RULE = ("schedule_kind", "schedule_expr", "timezone", "dst_gap", "dst_fold", "starts_at", "ends_at")
+TIMED = ("cron", "rrule", "once")
+
+
+def _rule(said: dict[str, Any], anchor: datetime) -> Rule:
+    return compile_rule(
+        said["schedule_kind"], said["schedule_expr"], said["timezone"], anchor=anchor,
+        dst_gap=said["dst_gap"], dst_fold=said["dst_fold"], starts_at=said["starts_at"],
+        ends_at=said["ends_at"],
+    )  # fmt: skip
+
+
+def planned(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str, Any]:
+    """The beginning of a task's plan, as its verbs take it; nothing for a rule without times."""
+    if said["schedule_kind"] not in TIMED:
+        return {}
+    rule = _rule(said, anchor)
+    if said["schedule_kind"] == "once" and not rule.after(start, 1).items:
+        raise BadRule("schedule_expr", "this time is past", "give a time to come, or grace_seconds")
+    row = {
+        **{name: _text(said[name]) for name in ("starts_at", "ends_at")},
+        "kind": said["schedule_kind"], "expr": said["schedule_expr"], "zone": said["timezone"],
+        "dst_gap": said["dst_gap"], "dst_fold": said["dst_fold"], "anchor": anchor.isoformat(),
+        "known_from": start.isoformat(), "until_at": None, "span": None, "wanted": 16,
+    }  # fmt: skip
+    instants, known_to = following(row)
+    return {"instants": instants, "known_to": known_to}
+
+
+def _text(instant: datetime | None) -> str | None:
+    return instant.isoformat() if instant else None
+
+
+async def _checked(call: Call, said: dict[str, Any], payload: Any) -> None:
+    """Every problem of the pipeline and of the conditions at once."""
+    places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
+    kind, expr = said["schedule_kind"], said["schedule_expr"]
+    if kind in {"event", "condition"} and " when " in expr:
+        roots = ("event",) if kind == "event" else ("result",)
+        places += await call.app.condition_problems(expr.partition(" when ")[2], roots)
+    if places:
+        raise Malformed(f"The task can't be made: {len(places)} problems", detail=places)
+
+
+async def _create(call: Call) -> Any:
+    principal, said = call.principal, msgspec.structs.asdict(call.body)
+    assert principal is not None
+    said["created_by"] = str(said["created_by"] or principal.id)
+    if said["created_by"] != principal.id and not principal.may("admin"):
+        raise NotAllowed("created_by is somebody else", hint="leave it out: a task is its caller's")
+    await _checked(call, said, said["payload"])
+    now = (await call.app.pool.call_one("clock"))["clock"]
+    grace = said["grace_seconds"] if said["schedule_kind"] == "once" else 0
+    plan = await asyncio.to_thread(planned, said, now, now - timedelta(seconds=grace))
+    said |= {name: Jsonb(said[name]) for name in ("payload", "labels") if said[name] is not None}
+    tenant = principal.tenant_id
+    made = await call.app.pool.call_one("create_task", tenant=tenant, made_at=now, **said, **plan)
+    return _answer(made["create_task"], status=201)
+
+
+async def _get(call: Call) -> Any:
+    return _answer(await _read(call))
+
+
+async def _read(call: Call) -> dict[str, Any]:
+    assert call.principal is not None
+    arguments = {"tenant": call.principal.tenant_id, "task": call.path["task"]}
+    task: dict[str, Any] = (await call.app.pool.call_one("task", **arguments))["task"]
+    return task
+
+
+async def _update(call: Call) -> Any:
+    """By the version that was read, so that the plan fits the rule; it is tried again unless the
+    caller named the version."""
+    changes = {k: v for k, v in msgspec.structs.asdict(call.body).items() if v is not UNSET}
+    version = _version(call.headers.get("if-match"))
+    for attempt in range(5):
+        try:
+            return await _try_update(call, changes, version)
+        except Conflict as error:
+            if version is not None or attempt == 4 or "version" not in str(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _version(tag: str | None) -> int | None:
+    if tag is None or tag.strip() == "*":
+        return None
+    text = tag.strip().removeprefix("W/").strip('"')
+    if not text.isascii() or not text.isdigit():
+        raise Malformed(f"If-Match is {tag[:40]!r}", hint='send the ETag of the task: "3"')
+    return int(text)
+
+
+async def _try_update(call: Call, changes: dict[str, Any], version: int | None) -> Reply:
+    assert call.principal is not None
+    before = await _read(call)
+    said = before | changes
+    for name in ("starts_at", "ends_at"):
+        if isinstance(said[name], str):
+            said[name] = datetime.fromisoformat(said[name])
+    if "payload" in changes or "schedule_expr" in changes or "schedule_kind" in changes:
+        await _checked(call, said, said["payload"])
+    plan: dict[str, Any] = {}
+    if changes.keys() & set(RULE):
+        now = (await call.app.pool.call_one("clock"))["clock"]
+        anchor = datetime.fromisoformat(before["created_at"])
+        plan = await asyncio.to_thread(planned, said, anchor, now)
+    made = await call.app.pool.call_one(
+        "update_task", tenant=call.principal.tenant_id, task=call.path["task"],
+        changes=Jsonb(changes), version=version or before["version"], **plan,
+    )  # fmt: skip
+    return _answer(made["update_task"])
+
+
+def _answer(task: dict[str, Any], status: int = 200) -> Reply:
+    found = msgspec.convert(task, Task)
+    headers = {"ETag": f'"{found.version}"'}
+    if status == 201:
+        headers["Location"] = f"/tasks/{found.id}"
+    return Reply(body=found, status=status, headers=headers)
+
+
+def _act(verb: str, done: str) -> Any:
+    """A handler that calls a verb about one task and says what is so now."""
+
+    async def handler(call: Call) -> Said:
+        assert call.principal is not None
+        place = {"tenant": call.principal.tenant_id, "task": call.path["task"]}
+        row = (await call.app.pool.call_one(verb, **place))[verb]
+        return _said(row, done)
+
+    return handler
+
+
+def _said(task: dict[str, Any], done: str, **more: Any) -> Said:
+    at = task["next_run_at"]
+    next_run_at = datetime.fromisoformat(at) if at else None
+    details = Details(task_id=UUID(task["id"]), next_run_at=next_run_at, **more)
+    return Said(message=f"Task {task['title']!r} {done}", details=details)
+
+
+async def _run_now(call: Call) -> Said:
+    assert call.principal is not None
+    place = {"tenant": call.principal.tenant_id, "task": call.path["task"]}
+    run = (await call.app.pool.call_one("run_task", **place))["run_task"]
+    return _said(await _read(call), "runs now", run_id=run, due_work_id=run)
+
+
+async def _snooze(call: Call) -> Said:
+    assert call.principal is not None
+    said = call.body
+    delay = said.delay_seconds or said.seconds
+    if delay is None or (said.delay_seconds and said.seconds):
+        text = "give delay_seconds, or seconds, and not both"
+        raise Malformed(text, detail=[_place("delay_seconds", text)])
+    row = await call.app.pool.call_one(
+        "snooze_task", tenant=call.principal.tenant_id, task=call.path["task"],
+        delay_seconds=delay, reason=said.reason,
+    )  # fmt: skip
+    return _said(row["snooze_task"], f"is snoozed by {delay} s")
+
+
+def _place(field: str, text: str) -> Place:
+    return {"loc": ["body", field], "msg": text, "type": "value"}
+
+
+async def _saved_rule(call: Call) -> Rule:
+    task = await _read(call)
+    if task["schedule_kind"] not in TIMED:
+        text = "The task has no times: it goes by events, or by a probe"
+        raise Problem(text, kind=Conflict)
+    task |= {n: datetime.fromisoformat(t) for n in ("starts_at", "ends_at") if (t := task[n])}
+    anchor = datetime.fromisoformat(task["created_at"])
+    return await asyncio.to_thread(_rule, task, anchor)
+
+
+async def _backfill(call: Call) -> Backfilled:
+    assert call.principal is not None
+    said, rule = call.body, await _saved_rule(call)
+    until = said.to + timedelta(microseconds=1)
+    before = said.from_ - timedelta(microseconds=1)
+    moments = await asyncio.to_thread(rule.after, before, 1001, until)
+    if len(moments.items) > 1000:
+        text = "more than 1000 instants: take a shorter time"
+        raise Malformed(text, detail=[_place("to", text)])
+    rows = await call.app.pool.call(
+        "backfill_task", tenant=call.principal.tenant_id, task=call.path["task"],
+        instants=[moment.at for moment in moments.items], dry_run=said.dry_run,
+    )  # fmt: skip
+    return Backfilled(said.dry_run, [Filled(**row) for row in rows])
+
+
+async def _preview(call: Call) -> Instants:
+    return await _shown(call, await _saved_rule(call), call.query)
+
+
+async def _preview_rule(call: Call) -> Instants:
+    now = (await call.app.pool.call_one("clock"))["clock"]
+    rule = await asyncio.to_thread(_rule, msgspec.structs.asdict(call.body), now)
+    return await _shown(call, rule, call.body)
+
+
+async def _shown(call: Call, rule: Rule, asked: Any) -> Instants:
+    start = asked.from_ or (await call.app.pool.call_one("clock"))["clock"]
+    moments = await asyncio.to_thread(rule.after, start, asked.n)
+    items = [Previewed(m.at, m.local.isoformat(), m.mark) for m in moments.items]
+    return Instants(items, describe(rule))
+
+
+TASK = "/tasks/{task:uuid}"
+WRITE, READ = "tasks:write", "tasks:read"
+
+ENDPOINTS = [
+    Endpoint("POST", "/tasks", "create_task", CreateTask, Task, scope=WRITE, status=201,
+             handler=_create, errors=(409,), summary="Makes a task"),
+    Endpoint("POST", "/tasks/preview", "preview_rule", PreviewRule, Instants, scope=READ,
+             handler=_preview_rule, summary="When a rule would fire, without saving it"),
+    Endpoint("GET", TASK, "task", returns=Task, scope=READ, handler=_get, errors=(404,),
+             summary="A task; its ETag is its version"),
+    Endpoint("PUT", TASK, "update_task", UpdateTask, Task, scope=WRITE, handler=_update,
+             errors=(404, 409), summary="Changes the named fields; a new rule holds at once"),
+    Endpoint("POST", f"{TASK}/run_now", "run_task", returns=Said, scope=WRITE, handler=_run_now,
+             errors=(404, 409), summary="Runs a task once, now"),
+    Endpoint("POST", f"{TASK}/snooze", "snooze_task", Snooze, Said, scope=WRITE, handler=_snooze,
+             errors=(404, 409), summary="Moves the next run, and only that"),
+    Endpoint("POST", f"{TASK}/pause", "pause_task", returns=Said, scope=WRITE,
+             handler=_act("pause_task", "is paused"), errors=(404, 409),
+             summary="Holds what is queued; running work is finished"),
+    Endpoint("POST", f"{TASK}/resume", "resume_task", returns=Said, scope=WRITE,
+             handler=_act("resume_task", "goes on"), errors=(404, 409),
+             summary="Lets a paused task go on"),
+    Endpoint("POST", f"{TASK}/cancel", "cancel_task", returns=Said, scope=WRITE,
+             handler=_act("cancel_task", "is canceled"), errors=(404, 409),
+             summary="Ends a task for good"),
+    Endpoint("POST", f"{TASK}/backfill", "backfill_task", Backfill, Backfilled, scope=WRITE,
+             handler=_backfill, errors=(404, 409), summary="Runs what did not run in the past"),
+    Endpoint("GET", f"{TASK}/preview", "preview_task", query=Preview, returns=Instants, scope=READ,
+             handler=_preview, errors=(404, 409), summary="When a task will fire"),
+    Endpoint("GET", f"{TASK}/occurrences", "list_occurrences", query=Occurrences,
+             returns=list[Occurrence], scope=READ, errors=(404,),
+             summary="What became of its instants"),
+    Endpoint("GET", f"{TASK}/why_not", "why_not", query=WhyNot, returns=list[Cause], scope=READ,
+             errors=(404,), summary="Why it did not run at an instant"),
+]  # fmt: skip

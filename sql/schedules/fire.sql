@@ -1,0 +1,244 @@
+-- Fire: instants that are due become rows of the ledger and runs, in one statement, by the database's clock.
+--
+--   tick ──► plans that are due, locked, skipping those that another scheduler has
+--        ──► what becomes of each of their instants (catch-up), and of those that fire (overlap)
+--        ──► the ledger, and runs for what it took
+--        ──► the plans without these instants; the next ones move up
+--
+-- A tick costs what is due and not what exists. Whoever changes a task locks its plan first, then its
+-- runs: so does a tick, and neither meets the other halfway.
+--
+-- Catch-up. An instant that is acted on late was missed: the schedulers were down, the task was paused, its rule or its
+-- zone was changed; whatever the cause, the same rule says what becomes of it.
+--   none    it is skipped, unless it is late by no more than the grace
+--   latest  the last one runs and stands for the others, which are coalesced
+--   all     each one runs, up to a limit, from the latest back
+-- The last two must know every instant up to now; until they are computed, those that can't be decided stay.
+
+-- A firing is an object: tenant, task, nominal (the instant), event, decision (fire, backfill, skipped or
+-- coalesced), reason, due (when its run is to begin).
+
+create function orc._firings(firings jsonb)
+returns table (tenant text, task uuid, nominal timestamptz, event uuid, decision text, reason text, due timestamptz)
+language plpgsql stable rows 100 as $$
+begin
+  return query select * from jsonb_to_recordset(firings) as f(
+    tenant text, task uuid, nominal timestamptz, event uuid, decision text, reason text, due timestamptz);
+end $$;
+comment on function orc._firings(jsonb) is 'Instants and events of tasks, and what becomes of them, as rows.';
+
+-- A task's key, or one of its own when its runs queue up.
+create function orc._task_key(t orchestrator.task) returns text
+language sql immutable as $$
+  select coalesce(t.concurrency_key, case t.overlap when 'queue' then format('$task %s', t.id) end)
+$$;
+comment on function orc._task_key(orchestrator.task) is 'The concurrency key of a task''s runs.';
+
+-- Runs of tasks that still live; one that was snoozed into the future doesn't.
+create function orc._live_run(tenant text, task uuid) returns uuid
+language sql stable as $$
+  select d.run_id from orchestrator.due_work d
+  where d.tenant_id = tenant and d.task_id = task and d.kind <> 'probe'
+    and (d.state <> 'scheduled' or d.epoch > 0 or d.due_at <= orchestrator.now())
+  order by d.run_id limit 1
+$$;
+comment on function orc._live_run(text, uuid) is 'The oldest run of a task that has not ended.';
+
+create function orc._without_overlap(firings jsonb) returns jsonb
+language sql stable as $$
+  select jsonb_agg(jsonb_build_object(
+    'tenant', f.tenant, 'task', f.task, 'nominal', f.nominal, 'event', f.event, 'due', f.due,
+    'decision', case when f.decision = 'fire' and o.reason is not null then 'skipped' else f.decision end,
+    'reason', coalesce(o.reason, f.reason)))
+  from (select u.*, t.overlap,
+               row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal, u.event) as nth,
+               row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal desc, u.event desc) as from_end
+        from orc._firings(firings) as u join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task) as f
+  cross join lateral (select case
+    when f.decision <> 'fire' then null
+    when f.overlap = 'skip' and f.nth > 1 then 'overlap: the one before it has just begun'
+    when f.overlap = 'skip' then 'overlap: run ' || orc._live_run(f.tenant, f.task) || ' has not ended'
+    when f.overlap = 'replace' and f.from_end > 1 then 'overlap: the one after it replaces it' end as reason) as o
+$$;
+comment on function orc._without_overlap(jsonb) is 'What fires and what doesn''t, as the tasks say about overlap.';
+
+-- The ledger first: what it has already is not done again. Then runs for what it took.
+create function orc._write_ledger(firings jsonb)
+returns table (tenant text, task uuid, nominal timestamptz, event uuid, due timestamptz, run uuid, occurrence uuid)
+language sql as $$
+  with said as materialized (
+    select f.*, orc._occurrence_id(f.task, f.nominal, f.event) as id,
+           case when f.decision in ('fire', 'backfill') then orchestrator.new_id() end as run
+    from orc._firings(firings) as f),
+  taken as (
+    insert into orchestrator.occurrence as o (tenant_id, id, task_id, nominal_at, event_id, state, reason, run_id)
+    select s.tenant, s.id, s.task, s.nominal, s.event,
+           case s.decision when 'fire' then 'fired' when 'backfill' then 'backfilled' else s.decision end, s.reason, s.run
+    from said s
+    on conflict (tenant_id, id) do update
+    set state = excluded.state, reason = excluded.reason, run_id = excluded.run_id, decided_at = excluded.decided_at
+    where o.state = 'undecided' or excluded.state = 'backfilled' and o.state in ('skipped', 'coalesced')
+    returning o.tenant_id, o.id, o.run_id)
+  select s.tenant, s.task, s.nominal, s.event, s.due, t.run_id, t.id
+  from taken t join said s on s.tenant = t.tenant_id and s.id = t.id
+  where t.run_id is not null
+$$;
+comment on function orc._write_ledger(jsonb) is 'Writes what became of instants and events; answers the runs to be made.';
+
+create function orc._replace_live(firings jsonb) returns void
+language sql as $$
+  select orc.cancel_run(d.tenant_id, d.run_id, 'replaced by the next run of its task')
+  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire' order by 1, 2) as f
+  join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
+  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
+$$;
+comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
+
+create function orc._make_keys(firings jsonb) returns void
+language sql as $$
+  select orc._set_concurrency(k.tenant_id, k.key, k.concurrency_limit)
+  from (select distinct t.tenant_id, orc._task_key(t) as key, t.concurrency_limit
+        from orc._firings(firings) as f join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task
+        where f.decision in ('fire', 'backfill') and (t.concurrency_key is not null or t.overlap = 'queue') order by 1, 2) as k
+$$;
+comment on function orc._make_keys(jsonb) is 'Makes the concurrency keys of runs that are about to be made.';
+
+-- A run that may meet others, by a dedupe key with a window or by its pipeline's concurrency: it goes through
+-- enqueue, and may be one that stands already.
+create function orc._start_meeting(t orchestrator.task, f record) returns void
+language plpgsql as $$
+declare
+  v_made record;
+begin
+  v_made := (select e from orc.enqueue(
+    tenant => t.tenant_id, pipeline => to_jsonb(t.pipeline_id), queue => t.queue, priority => t.priority * 10, due_at => f.due,
+    dedupe_key => case when t.dedupe_window > '0' then t.dedupe_key end, dedupe_window => t.dedupe_window, concurrency_key => orc._task_key(t),
+    concurrency_limit => t.concurrency_limit, max_attempts => t.max_attempts, labels => t.labels, backoff => t.backoff,
+    timeout_seconds => t.timeout_seconds, kind => 'task') as e);
+  update orchestrator.occurrence o
+  set run_id = v_made.run_id, state = case v_made.decision when 'created' then o.state else 'skipped' end,
+      reason = case v_made.decision when 'created' then o.reason else concat_ws(': ', 'duplicate', v_made.reason) end
+  where o.tenant_id = t.tenant_id and o.id = f.occurrence;
+  if v_made.decision = 'created' then
+    perform orc._belongs_to(t.tenant_id, v_made.run_id, t.id, f.event, f.nominal);
+  end if;
+end $$;
+comment on function orc._start_meeting(orchestrator.task, record) is 'Makes a run of a task, unless another one stands for its key.';
+
+create function orc._start_runs(firings jsonb) returns integer
+language plpgsql as $$
+declare
+  v_now constant timestamptz := orchestrator.now();
+  v_started integer;
+  v_listed text[];
+  v_them jsonb;
+  f record;
+begin
+  perform orc._make_keys(firings);
+  with made as materialized (select * from orc._write_ledger(firings)),
+  starting as materialized (
+    select m.*, t.queue, t.priority * 10 as priority, orc._task_key(t) as key, t as task_row, p.probes,
+           not p.probes and (t.dedupe_window > '0' or t.concurrency_key is null and i.concurrency_key is not null) as meets
+    from made m join orchestrator.task t on t.tenant_id = m.tenant and t.id = m.task
+    join orchestrator.pipeline i on i.tenant_id = t.tenant_id and i.id = t.pipeline_id
+    cross join lateral (select t.kind = 'condition' and m.event is null as probes) as p),
+  started as (
+    insert into orchestrator.due_work (
+      tenant_id, run_id, pipeline_id, task_id, due_at, nominal_at, event_id, timeout_seconds, max_attempts, priority, state,
+      queue, kind, backoff, concurrency_key, labels)
+    select s.tenant, s.run, case when s.probes then (s.task_row).probe_pipeline_id else (s.task_row).pipeline_id end, s.task,
+           case when s.due > v_now then s.due else orc._not_below(s.tenant, s.queue, s.priority, s.nominal) end, s.nominal, s.event,
+           (s.task_row).timeout_seconds, (s.task_row).max_attempts, s.priority,
+           case when s.due > v_now or s.key is not null then 'scheduled' else 'ready' end, s.queue,
+           case when s.probes then 'probe' else 'task' end, (s.task_row).backoff, s.key, (s.task_row).labels
+    from starting s where not s.meets)
+  select count(*), jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', nominal, 'event', event, 'due', due, 'occurrence', occurrence)
+                             order by nominal) filter (where meets),
+         (select array_agg(orc._list_lane(l.tenant, l.queue, l.priority)::text || orc._hint(l.queue)::text)
+          from (select distinct tenant, queue, priority from starting) as l)
+  into v_started, v_them, v_listed from starting;
+  for f in select * from jsonb_to_recordset(v_them) as d(tenant text, task uuid, nominal timestamptz, event uuid, due timestamptz, occurrence uuid)
+  loop
+    perform orc._start_meeting(t, f) from orchestrator.task t where t.tenant_id = f.tenant and t.id = f.task;
+  end loop;
+  return v_started;
+end $$;
+comment on function orc._start_runs(jsonb) is 'Writes the ledger and makes the runs of what it took; answers how many.';
+
+create function orc._fire(firings jsonb) returns integer
+language plpgsql as $$
+declare
+  v_firings jsonb;
+begin
+  if firings is null then
+    return 0;
+  end if;
+  v_firings := orc._without_overlap(firings);
+  perform orc._replace_live(v_firings);
+  return orc._start_runs(v_firings);
+end $$;
+comment on function orc._fire(jsonb) is 'Instants and events of tasks: the ledger, and runs for those that fire.';
+
+-- What becomes of instants whose time has come. `keep`: it can't be said before more is known.
+create function orc._decide_instants(plans orchestrator.plan[])
+returns table (tenant text, task uuid, nominal timestamptz, decision text, reason text)
+language sql stable as $$
+  with moment as materialized (select orchestrator.now() as now),
+  late as (
+    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now as is_all, p.paused_from, p.paused_to, t.catch_up,
+           t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
+    from moment m, unnest(plans) as p
+    join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
+    cross join lateral unnest(p.upcoming) with ordinality as u(nominal, nth)
+    where u.nominal <= m.now),
+  due as (
+    select l.*, row_number() over (partition by tenant_id, task_id order by nth desc) as from_end
+    from (select o.*, bool_and(act_at <= now) over (partition by tenant_id, task_id order by nth) as is_due from late o) as l
+    where is_due),
+  decided as (
+    select d.*, case
+      when catch_up = 'none' then case when now - act_at > grace then 'skipped' else 'fire' end
+      when from_end > case catch_up when 'latest' then 1 else catch_up_limit end
+        then case catch_up when 'latest' then 'coalesced' else 'skipped' end
+      when is_all then 'fire' else 'keep' end as decision
+    from due d)
+  select tenant_id, task_id, nominal, decision, case decision
+    when 'coalesced' then 'a later instant that was due, too, stands for it'
+    when 'skipped' then case when nominal between paused_from and paused_to then 'paused: ' else 'missed: ' end
+      || case catch_up when 'none' then 'catch_up is none' else format('catch_up_limit is %s', catch_up_limit) end end
+  from decided
+$$;
+comment on function orc._decide_instants(orchestrator.plan[]) is 'What becomes of the instants of plans that are due.';
+
+-- Answers how many plans were due: as many as `most`, and there may be more.
+create function orc._fire_due(most integer, out plans integer, out runs integer)
+language plpgsql set enable_seqscan = off set jit = off as $$
+declare
+  v_plans orchestrator.plan[];
+  v_firings jsonb;
+  v_kept uuid[];
+begin
+  select array_agg(p::orchestrator.plan), count(*) into v_plans, plans from (
+    select l.* from orchestrator.plan l where l.next_at <= orchestrator.now() and l.next_at < 'infinity'
+    order by l.next_at limit most for update skip locked) as p;
+  runs := 0;
+  if v_plans is null then
+    return;
+  end if;
+  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
+                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
+         array_agg(distinct d.task) filter (where d.decision = 'keep')
+  into v_firings, v_kept from orc._decide_instants(v_plans) as d;
+  runs := orc._fire(v_firings);
+  with done as materialized (
+    select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
+           max(f.nominal) filter (where f.decision = 'fire') as fired
+    from orc._firings(v_firings) as f group by f.tenant, f.task)
+  update orchestrator.plan p
+  set upcoming = p.upcoming[coalesce(d.count, 0) + 1:], through = coalesce(d.through, p.through),
+      last_at = coalesce(d.fired, p.last_at)
+  from unnest(v_plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
+  where p.tenant_id = o.tenant_id and p.task_id = o.task_id;
+  perform orc._set_alarms(array_agg(o.tenant_id), array_agg(o.task_id), v_kept) from unnest(v_plans) as o;
+end $$;
+comment on function orc._fire_due(integer) is 'Acts on the plans that are due.';

@@ -1,0 +1,104 @@
+-- Plans: the next instants of each task, and when the scheduler acts on them.
+--
+-- A scheduler is given the rules whose instants are running out, computes more, and says them with the
+-- point from which it computed: when another one was faster, nothing changes.
+
+create function orc._is_timed(kind text) returns boolean
+language sql immutable as $$
+  select kind in ('cron', 'rrule', 'once')
+$$;
+comment on function orc._is_timed(text) is 'Whether a rule of this kind may have a last instant.';
+
+create function orc._jitter(task uuid, nominal timestamptz, most interval) returns interval
+language sql immutable parallel safe as $$
+  select case when most = '0' then most
+              else most * ((hashtextextended(task::text, extract(epoch from nominal)::bigint) & 65535) / 65536.0) end
+$$;
+comment on function orc._jitter(uuid, timestamptz, interval) is 'How much later an instant is acted on: always the same for the same.';
+
+-- Says when plans are acted on next, and whether they want more. What is kept waits for more to be known.
+-- A rule without further instants completes its task.
+create function orc._set_alarms(tenants text[], tasks uuid[], kept uuid[] default null) returns void
+language plpgsql set enable_seqscan = off as $$
+begin
+  update orchestrator.plan p
+  set next_at = case when t.status = 'active' and p.task_id <> all (coalesce(kept, '{}')) and p.upcoming <> '{}'
+                then p.upcoming[1] + orc._jitter(t.id, p.upcoming[1], t.jitter) else 'infinity' end,
+      wants_more = t.status = 'active' and p.known_to < 'infinity' and p.problem is null
+                   and (cardinality(p.upcoming) < 4 or p.task_id = any (coalesce(kept, '{}')))
+  from unnest(tenants, tasks) as u(tenant, task)
+  join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task
+  where p.tenant_id = u.tenant and p.task_id = u.task;
+  update orchestrator.task t set status = 'completed', completed_at = orchestrator.now()
+  from unnest(tenants, tasks) as u(tenant, task)
+  join orchestrator.plan p on p.tenant_id = u.tenant and p.task_id = u.task
+  where t.tenant_id = u.tenant and t.id = u.task and t.status = 'active' and orc._is_timed(t.kind)
+    and p.upcoming = '{}' and p.known_to = 'infinity';
+end $$;
+comment on function orc._set_alarms(text[], uuid[], uuid[]) is 'Says when plans are acted on next.';
+
+-- The rules whose instants run out, with how many of them are wanted and from where on.
+create function orc._short_plans(most integer)
+returns table (tenant text, task uuid, revision integer, kind text, expr text, zone text, dst_gap text, dst_fold text,
+               starts_at timestamptz, ends_at timestamptz, span double precision, anchor timestamptz, known_from timestamptz, until_at timestamptz, wanted integer)
+language sql stable as $$
+  select p.tenant_id, p.task_id, p.revision, r.kind, r.expr, r.zone, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at,
+         extract(epoch from r.span)::double precision, t.created_at,
+         p.known_to, r.until_at,
+         case when p.known_to < orchestrator.now() - interval '1 minute' then greatest(500, t.catch_up_limit + 1) else 16 end
+  from (select * from orchestrator.plan o where o.wants_more order by o.known_to limit most) as p
+  join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
+  join orchestrator.rule r on r.tenant_id = p.tenant_id and r.task_id = p.task_id and r.revision = p.revision
+$$;
+comment on function orc._short_plans(integer) is 'Plans that want more instants, with their rules.';
+
+-- A rule that was replaced counts up to its end; then the next one goes on from there.
+create function orc._extend_plans(plans jsonb) returns integer
+language plpgsql as $$
+declare
+  v_tenants text[];
+  v_tasks uuid[];
+begin
+  with said as materialized (
+    select * from jsonb_to_recordset(plans) as s(
+      tenant text, task uuid, revision integer, known_from timestamptz, known_to timestamptz, instants timestamptz[], problem text)),
+  held as materialized (
+    select p.tenant_id, p.task_id from said s join orchestrator.plan p on p.tenant_id = s.tenant and p.task_id = s.task
+    where p.revision = s.revision and p.known_to = s.known_from and p.wants_more
+    order by p.tenant_id, p.task_id for update of p),
+  extended as (
+    update orchestrator.plan p
+    set upcoming = p.upcoming || array(select i from unnest(s.instants) as i where r.until_at is null or i <= r.until_at order by i),
+        known_to = least(s.known_to, r.until_at), revision = p.revision + case when s.known_to >= r.until_at then 1 else 0 end,
+        problem = s.problem
+    from held h join said s on s.tenant = h.tenant_id and s.task = h.task_id
+    join orchestrator.rule r on r.tenant_id = s.tenant and r.task_id = s.task and r.revision = s.revision
+    where p.tenant_id = h.tenant_id and p.task_id = h.task_id and p.revision = s.revision and p.known_to = s.known_from
+    returning p.tenant_id, p.task_id)
+  select array_agg(tenant_id), array_agg(task_id) into v_tenants, v_tasks from extended;
+  perform orc._set_alarms(v_tenants, v_tasks);
+  return coalesce(cardinality(v_tasks), 0);
+end $$;
+comment on function orc._extend_plans(jsonb) is 'Adds computed instants to plans that haven''t changed since.';
+
+create function orc.replan_tasks(tenant text default null) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_now constant timestamptz := orchestrator.now();
+  v_tenants text[];
+  v_tasks uuid[];
+begin
+  with kept as (
+    update orchestrator.plan p
+    set upcoming = array(select i from unnest(p.upcoming) as i where i <= v_now order by i), known_to = v_now, problem = null
+    from orchestrator.task t
+    where t.tenant_id = p.tenant_id and t.id = p.task_id and t.status in ('active', 'paused') and p.known_to > v_now
+      and orc._is_timed(t.kind) and p.tenant_id = coalesce(replan_tasks.tenant, p.tenant_id)
+    returning p.tenant_id, p.task_id)
+  select array_agg(tenant_id), array_agg(task_id) into v_tenants, v_tasks from kept;
+  perform orc._set_alarms(v_tenants, v_tasks);
+  perform pg_notify('orc_tasks', '');
+  return coalesce(cardinality(v_tasks), 0);
+end $$;
+comment on function orc.replan_tasks(text) is 'Forgets computed instants that are still to come: after new time zone data. Schedulers compute them again.';
+grant execute on function orc.replan_tasks(text) to orc_api;
