@@ -149,12 +149,12 @@ begin
     perform orc._invalid('A condition looks at a probe: a step in payload.probe', 'payload',
                          'add "probe": {"uses": "http.request", "with": {…}}; the condition sees its value as result');
   end if;
-  return orc._pipeline_id(tenant, jsonb_build_object('pipeline', jsonb_build_array(
+  return (orc._pipeline(tenant, jsonb_build_object('pipeline', jsonb_build_array(
       (payload -> 'probe') || '{"id": "probe"}',
       jsonb_build_object('id', 'condition', 'uses', 'task.condition', 'with', jsonb_build_object(
         'when', replace(condition, '${', '$${'), 'result', '${steps.probe}'))))
     || coalesce((select jsonb_object_agg(key, value) from jsonb_each(payload)
-                 where key in ('params', 'inputs', 'vars', 'secrets', 'defaults')), '{}'));
+                 where key in ('params', 'inputs', 'vars', 'secrets', 'defaults')), '{}'))).id;
 end $body$;
 comment on function orc._probe_pipeline(text, jsonb, text) is 'Stores the pipeline that looks whether a condition holds.';
 
@@ -166,7 +166,7 @@ begin
   elsif jsonb_typeof(payload) is distinct from 'object' then
     perform orc._invalid('A payload is an object with a pipeline', 'payload', 'give {"pipeline": [{"id": "a", "uses": "set", "with": {}}]}');
   end if;
-  t.pipeline_id := orc._pipeline_id(t.tenant_id, payload - 'probe');
+  t.pipeline_id := (orc._pipeline(t.tenant_id, payload - 'probe')).id;
   t.probe := null;
   t.probe_pipeline_id := null;
   if kind = 'condition' and expr ~ '^\s*every\s' then
