@@ -56,10 +56,11 @@ from .errors import (
     is_lost,
     is_rolled_back,
 )
+from .limiter import Limiter
 from .sinks import redis
 from .steps import listing
 from .telemetry import log
-from .wire import Call, Endpoint, Place, Reply, convert, decode, encode, problem
+from .wire import Call, Endpoint, Place, Principal, Reply, convert, decode, encode, problem
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
@@ -92,6 +93,7 @@ class Api:
         self.started_at = time.monotonic()
         self.draining = False
         self.gauges = ops.Gauges()
+        self.limiter = Limiter(config)
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -164,14 +166,7 @@ def _route(api: Api, endpoint: Endpoint) -> Route:
 
 
 async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
-    principal = None
-    if endpoint.scope is not None:
-        client = request.client.host if request.client else None
-        headers = request.headers
-        principal = await auth.authenticate(
-            api, headers.get("authorization"), client, headers.get("host", "")
-        )
-        auth.require(principal, endpoint.scope)
+    principal = await _caller(api, endpoint, request)
     call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
     if endpoint.query is not None:
         call.query = convert(_query(request), endpoint.query, "query")
@@ -181,6 +176,24 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
     if endpoint.handler is not None:
         return await endpoint.handler(call)
     return await _verb(api, endpoint, call)
+
+
+async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal | None:
+    """Who asks, if that matters. Who has no key is counted, too, by address."""
+    address = request.client.host if request.client else ""
+    who, principal, headers = address, None, request.headers
+    try:
+        if endpoint.scope is not None:
+            principal = await auth.authenticate(
+                api, headers.get("authorization"), address, headers.get("host", "")
+            )
+            who = f"{principal.tenant_id}:{principal.id}"
+    finally:
+        if endpoint.path not in QUIET:
+            request.scope["limits"] = await api.limiter.take(who, endpoint.method)
+    if principal is not None and endpoint.scope is not None:
+        auth.require(principal, endpoint.scope)
+    return principal
 
 
 async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
@@ -367,7 +380,8 @@ class Shell:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, request_id, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                _add_headers(message, request_id, seconds, scope.get("limits", {}))
             async with asyncio.timeout(SLOW_READER_SECONDS):
                 await send(message)
 
@@ -386,10 +400,15 @@ def _request_id(scope: Scope) -> str:
     return str(uuid.uuid4())
 
 
-def _add_headers(message: Message, request_id: str, seconds: float) -> None:
+def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    ours = {**SECURITY, "X-Request-ID": request_id, "X-Process-Time": f"{seconds * 1000:.2f}"}
+    ours = {
+        **SECURITY,
+        **limits,
+        "X-Request-ID": request_id,
+        "X-Process-Time": f"{seconds * 1000:.2f}",
+    }
     for name, value in ours.items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))
