@@ -69,14 +69,14 @@ async def zone_change(k: Timekeeper, task: str) -> str:
 
 
 Cause = Callable[[Timekeeper, str], Coroutine[Any, Any, str]]
-MISSED = {
+MISSED: dict[Cause, list[str]] = {
     downtime: ["02:00", "03:00", "04:00", "05:00"],
     pause: ["02:00", "03:00", "04:00", "05:00"],
     edit: ["02:00", "03:00", "04:00", "05:00"],
     enabled_again: ["02:00", "03:00", "04:00", "05:00"],
     zone_change: ["02:00", "03:00", "04:30", "05:30"],
 }
-NEXT = {edit: "06:15", zone_change: "06:30"}
+NEXT: dict[Cause, str] = {edit: "06:15", zone_change: "06:30"}
 COALESCED = "coalesced: a later instant that was due, too, stands for it"
 
 

@@ -24,8 +24,8 @@ comment on function orc._task_said(text, uuid, text, uuid, jsonb) is 'Writes dow
 create function orc.pause_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
   v_keys text[];
 begin
   perform orc._refuse_ended(t, 'paused');
@@ -54,8 +54,8 @@ grant execute on function orc.pause_task(text, uuid) to orc_api;
 create function orc.resume_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
 begin
   perform orc._refuse_ended(t, 'resumed');
   if t.status = 'paused' then
@@ -75,8 +75,8 @@ grant execute on function orc.resume_task(text, uuid) to orc_api;
 create function orc.cancel_task(tenant text, task uuid, why text default null) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
 begin
   if t.status <> 'canceled' then
     update orchestrator.task u
@@ -128,8 +128,8 @@ create function orc.snooze_task(tenant text, task uuid, delay_seconds double pre
 returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
   v_delay interval;
   v_next timestamptz;
   v_run uuid;

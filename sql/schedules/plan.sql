@@ -54,19 +54,21 @@ $$;
 comment on function orc._short_plans(integer) is 'Plans that want more instants, with their rules.';
 
 -- A rule that was replaced counts up to its end; then the next one goes on from there. There's none after a cancel.
+-- Plans are locked first, and read in a new snapshot: it has what was done to their rules before. A plan that somebody
+-- else has is left to a later tick.
 create function orc._extend_plans(plans jsonb) returns integer
 language plpgsql as $$
 declare
   v_tenants text[];
   v_tasks uuid[];
 begin
+  select array_agg(h.tenant_id), array_agg(h.task_id) into v_tenants, v_tasks from (
+    select p.tenant_id, p.task_id from jsonb_to_recordset(plans) as s(tenant text, task uuid)
+    join orchestrator.plan p on p.tenant_id = s.tenant and p.task_id = s.task for update of p skip locked) as h;
   with said as materialized (
     select * from jsonb_to_recordset(plans) as s(
       tenant text, task uuid, revision integer, known_from timestamptz, known_to timestamptz, instants timestamptz[], problem text)),
-  held as materialized (
-    select p.tenant_id, p.task_id from said s join orchestrator.plan p on p.tenant_id = s.tenant and p.task_id = s.task
-    where p.revision = s.revision and p.known_to = s.known_from and p.wants_more
-    order by p.tenant_id, p.task_id for update of p),
+  held as materialized (select * from unnest(v_tenants, v_tasks) as h(tenant_id, task_id)),
   extended as (
     update orchestrator.plan p
     set upcoming = p.upcoming || array(select i from unnest(s.instants) as i where r.until_at is null or i <= r.until_at order by i),
@@ -76,7 +78,7 @@ begin
     join orchestrator.rule r on r.tenant_id = s.tenant and r.task_id = s.task and r.revision = s.revision
     left join orchestrator.rule n on n.tenant_id = s.tenant and n.task_id = s.task and n.revision = s.revision + 1
       and s.known_to >= r.until_at
-    where p.tenant_id = h.tenant_id and p.task_id = h.task_id and p.revision = s.revision and p.known_to = s.known_from
+    where p.tenant_id = h.tenant_id and p.task_id = h.task_id and p.revision = s.revision and p.known_to = s.known_from and p.wants_more
     returning p.tenant_id, p.task_id)
   select array_agg(tenant_id), array_agg(task_id) into v_tenants, v_tasks from extended;
   perform orc._set_alarms(v_tenants, v_tasks);

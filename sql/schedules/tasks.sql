@@ -26,6 +26,13 @@ begin
 end $$;
 comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone.';
 
+-- To be asked once the task is one's own: what a tick did that one waited for is past. So it is when the clock went back.
+create function orc._now_for(tenant text, task uuid) returns timestamptz
+language sql as $$
+  select greatest(orchestrator.now(), p.through) from orchestrator.plan p where p.tenant_id = $1 and p.task_id = $2
+$$;
+comment on function orc._now_for(text, uuid) is 'Now, and not before what the ledger has of a task.';
+
 create function orc.task(tenant text, task uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -331,7 +338,7 @@ begin
   where u.tenant_id = tenant and u.id = task returning u.* into t;
   if changes ?| v_rule then
     perform orc._set_rule(row(tenant, task, t.revision, n.schedule_kind, n.schedule_expr, n.timezone, n.dst_gap, n.dst_fold, n.starts_at,
-                              n.ends_at, orchestrator.now(), null, null, false, null, null, null)::orchestrator.rule, instants, known_to);
+                              n.ends_at, orc._now_for(tenant, task), null, null, false, null, null, null)::orchestrator.rule, instants, known_to);
   else
     perform orc._set_alarms(array[tenant], array[task]);
     perform orc._wake_scheduler(tenant, task);
