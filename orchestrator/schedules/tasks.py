@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -89,12 +90,25 @@ async def _planned(
 
 
 async def _problems(call: Call, said: dict[str, Any]) -> list[Place]:
-    places: list[Place] = await call.app.pipeline_problems(said["payload"], ["body", "payload"])
-    kind, expr = said["schedule_kind"], said["schedule_expr"]
-    if kind in {"event", "condition"} and " when " in expr:
+    kind, expr, payload = said["schedule_kind"], said["schedule_expr"], dict(said["payload"])
+    probe = payload.pop("probe", None) if kind == "condition" else None
+    places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
+    if isinstance(probe, dict):
+        places += await _problems_of_probe(call, payload, probe)
+    parts = re.split(r"\swhen\s", expr, maxsplit=1)
+    if kind in {"event", "condition"} and len(parts) == 2:
         roots = ("event",) if kind == "event" else ("result",)
-        places += await call.app.condition_problems(expr.partition(" when ")[2], roots)
+        places += await call.app.condition_problems(parts[1], roots)
     return places
+
+
+async def _problems_of_probe(
+    call: Call, payload: dict[str, Any], probe: dict[str, Any]
+) -> list[Place]:
+    document = {**payload, "pipeline": [{"id": "probe", **probe}]}
+    found = await call.app.pipeline_problems(document, [])
+    at = ["body", "payload", "probe"]
+    return [{**p, "loc": [*at, *p["loc"][2:]]} for p in found if p["loc"][:1] == ["pipeline"]]
 
 
 def _grace(said: dict[str, Any]) -> timedelta:

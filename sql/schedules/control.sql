@@ -181,7 +181,7 @@ begin
   elsif exists (select from unnest(instants) as i where i > orchestrator.now()) then
     perform orc._invalid('Only what is past can be backfilled', 'to');
   end if;
-  select jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', i, 'decision', 'backfill', 'reason', 'backfilled',
+  select jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', i, 'decision', 'backfill',
                                       'due', orchestrator.now()) order by i) into v_firings
   from unnest(instants) as i
   where not exists (select from orchestrator.occurrence o
