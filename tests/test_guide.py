@@ -432,6 +432,6 @@ def test_every_tool_has_its_section_and_every_type_of_error_is_told() -> None:
 def test_an_unknown_topic_names_the_known_ones() -> None:
     with pytest.raises(
         LookupError,
-        match=r"did you mean tools.*pipelines, expressions, tools, durability, waits, schedules, tasks",
+        match=r"did you mean tools.*expressions, tools, durability, waits, schedules, tasks",
     ):
         guide.page("tool")

@@ -104,7 +104,7 @@ async def test_of_two_plans_for_the_same_instants_one_counts(pair: Pair) -> None
     assert said[0] == said[1]
     async with holding(a):
         await db.call_one(a.conn, "tick", scheduler="a", plans=said[0])
-        second = await meets(a, b, db.call_one(b.conn, "tick", scheduler="b", plans=said[1]))  # type: ignore[arg-type]
+        second = await meets(a, b, db.call_one(b.conn, "tick", scheduler="b", plans=said[1]))
     await second
     await a.tick("02:00")
     assert len(await a.ledger(task)) == 2

@@ -594,8 +594,10 @@ async def test_what_runs_finishes_and_is_retried_though_its_task_is_paused(
 async def test_a_pause_frees_the_slots_of_what_it_holds(keeper: Timekeeper) -> None:
     held = await keeper.task(concurrency_key="k")
     await keeper.tick("01:00")
+    await keeper.run(priority=0)
+    assert len(await keeper.work(1)) == 1
     other = await keeper.run(concurrency_key="k")
-    await keeper.verb("fill_keys")
+    assert await keeper.state(other) == "blocked"
     await keeper.say("pause", held)
     assert [run.run for run in await keeper.work()] == [other]
     await keeper.say("cancel", held)
