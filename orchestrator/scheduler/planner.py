@@ -36,5 +36,7 @@ def extended(row: dict[str, Any]) -> dict[str, Any]:
         instants, known_to = following(row)
     except BadRule as error:
         log("rule_unusable", "warning", task_id=row["task"], error=str(error))
+        if row["until_at"]:  # it was replaced meanwhile: the next one goes on
+            return {**said, "known_to": row["until_at"], "instants": [], "problem": None}
         return {**said, "known_to": row["known_from"], "instants": [], "problem": str(error)}
     return {**said, "known_to": known_to, "instants": instants, "problem": None}

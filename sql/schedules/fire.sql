@@ -34,12 +34,17 @@ language sql immutable as $$
 $$;
 comment on function orc._task_key(orchestrator.task) is 'The concurrency key of a task''s runs.';
 
--- Runs of tasks that still live; one that was snoozed into the future doesn't.
+-- One that was snoozed into the future doesn't live yet.
+create function orc._is_live(d orchestrator.due_work) returns boolean
+language sql stable as $$
+  select d.kind <> 'probe' and (d.state <> 'scheduled' or d.epoch > 0 or d.due_at <= orchestrator.now())
+$$;
+comment on function orc._is_live(orchestrator.due_work) is 'Whether the next run of a task meets this one.';
+
 create function orc._live_run(tenant text, task uuid) returns uuid
 language sql stable as $$
   select d.run_id from orchestrator.due_work d
-  where d.tenant_id = tenant and d.task_id = task and d.kind <> 'probe'
-    and (d.state <> 'scheduled' or d.epoch > 0 or d.due_at <= orchestrator.now())
+  where d.tenant_id = tenant and d.task_id = task and orc._is_live(d)
   order by d.run_id limit 1
 $$;
 comment on function orc._live_run(text, uuid) is 'The oldest run of a task that has not ended.';
@@ -85,12 +90,23 @@ language sql as $$
 $$;
 comment on function orc._write_ledger(jsonb) is 'Writes what became of instants and events; answers the runs to be made.';
 
+-- All rows first, then their keys: who has a key must not wait for a row.
+create function orc._cancel_runs(tenants text[], runs uuid[], why text) returns void
+language sql as $$
+  select from orchestrator.due_work d join unnest(tenants, runs) as u(tenant, run) on d.tenant_id = u.tenant and d.run_id = u.run
+  order by d.run_id for update of d;
+  select orc.cancel_run(d.tenant_id, d.run_id, why)
+  from orchestrator.due_work d join unnest(tenants, runs) as u(tenant, run) on d.tenant_id = u.tenant and d.run_id = u.run
+$$;
+comment on function orc._cancel_runs(text[], uuid[], text) is 'Cancels those of the runs that have not ended.';
+
 create function orc._replace_live(firings jsonb) returns void
 language sql as $$
-  select orc.cancel_run(d.tenant_id, d.run_id, 'replaced by the next run of its task')
-  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire' order by 1, 2) as f
+  select orc._cancel_runs(array_agg(d.tenant_id), array_agg(d.run_id), 'replaced by the next run of its task')
+  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire') as f
   join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
-  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
+  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and orc._is_live(d)
+  having count(*) > 0
 $$;
 comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
 
@@ -165,18 +181,21 @@ begin
 end $$;
 comment on function orc._start_runs(jsonb) is 'Writes the ledger and makes the runs of what it took; answers how many.';
 
-create function orc._fire(firings jsonb) returns integer
+create function orc._carry_out(firings jsonb) returns integer
 language plpgsql as $$
-declare
-  v_firings jsonb;
 begin
   if firings is null then
     return 0;
   end if;
-  v_firings := orc._without_overlap(firings);
-  perform orc._replace_live(v_firings);
-  return orc._start_runs(v_firings);
+  perform orc._replace_live(firings);
+  return orc._start_runs(firings);
 end $$;
+comment on function orc._carry_out(jsonb) is 'The ledger of what was decided, and runs for what fires.';
+
+create function orc._fire(firings jsonb) returns integer
+language sql as $$
+  select orc._carry_out(orc._without_overlap(firings))
+$$;
 comment on function orc._fire(jsonb) is 'Instants and events of tasks: the ledger, and runs for those that fire.';
 
 -- What becomes of instants whose time has come. `keep`: it can't be said before more is known.
@@ -185,8 +204,8 @@ returns table (tenant text, task uuid, nominal timestamptz, decision text, reaso
 language sql stable as $$
   with moment as materialized (select orchestrator.now() as now),
   late as (
-    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now as is_all, p.paused_from, p.paused_to, t.catch_up,
-           t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
+    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now or p.problem is not null as is_all, p.paused_from, p.paused_to,
+           t.status = 'canceled' as is_over, t.catch_up, t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
     from moment m, unnest(plans) as p
     join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
     cross join lateral unnest(p.upcoming) with ordinality as u(nominal, nth)
@@ -197,14 +216,16 @@ language sql stable as $$
     where is_due),
   decided as (
     select d.*, case
+      when is_over then 'skipped'
       when catch_up = 'none' then case when now - act_at > grace then 'skipped' else 'fire' end
       when from_end > case catch_up when 'latest' then 1 else catch_up_limit end
         then case catch_up when 'latest' then 'coalesced' else 'skipped' end
       when is_all then 'fire' else 'keep' end as decision
     from due d)
-  select tenant_id, task_id, nominal, decision, case decision
-    when 'coalesced' then 'a later instant that was due, too, stands for it'
-    when 'skipped' then case when nominal between paused_from and paused_to then 'paused: ' else 'missed: ' end
+  select tenant_id, task_id, nominal, decision, case
+    when is_over then 'the task was canceled'
+    when decision = 'coalesced' then 'a later instant that was due, too, stands for it'
+    when decision = 'skipped' then case when nominal between paused_from and paused_to then 'paused: ' else 'missed: ' end
       || case catch_up when 'none' then 'catch_up is none' else format('catch_up_limit is %s', catch_up_limit) end end
   from decided
 $$;
@@ -229,7 +250,8 @@ begin
                                       'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
          array_agg(distinct d.task) filter (where d.decision = 'keep')
   into v_firings, v_kept from orc._decide_instants(v_plans) as d;
-  runs := orc._fire(v_firings);
+  v_firings := orc._without_overlap(v_firings);
+  runs := orc._carry_out(v_firings);
   with done as materialized (
     select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
            max(f.nominal) filter (where f.decision = 'fire') as fired
