@@ -110,6 +110,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str = ""
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
+    bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -73,9 +74,10 @@ async def _checked(call: Call, said: dict[str, Any], payload: Any) -> None:
     """Every problem of the pipeline and of the conditions at once."""
     places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
     kind, expr = said["schedule_kind"], said["schedule_expr"]
-    if kind in {"event", "condition"} and " when " in expr:
+    parts = re.split(r"\swhen\s", expr, maxsplit=1)
+    if kind in {"event", "condition"} and len(parts) == 2:
         roots = ("event",) if kind == "event" else ("result",)
-        places += await call.app.condition_problems(expr.partition(" when ")[2], roots)
+        places += await call.app.condition_problems(parts[1], roots)
     if places:
         raise Malformed(f"The task can't be made: {len(places)} problems", detail=places)
 

@@ -93,7 +93,12 @@ begin
       and not exists (select from orchestrator.due_work d where d.state = 'running' and d.worker_id = o.id)
     limit most for update skip locked);
   get diagnostics v_part = row_count;
+  v_all := v_all + v_part;
+  delete from orchestrator.foreign_event f where (f.tenant_id, f.source, f.name) in (
+    select o.tenant_id, o.source, o.name from orchestrator.foreign_event o
+    where o.event_id < orchestrator.id_floor(orchestrator.now() - interval '7 days') limit most for update skip locked);
+  get diagnostics v_part = row_count;
   return v_all + v_part;
 end $$;
-comment on function orc.purge(integer) is 'Deletes dedupe keys and workers that no longer matter; history goes by partitions.';
+comment on function orc.purge(integer) is 'Deletes dedupe keys, workers and names of events that no longer matter; history goes by partitions.';
 grant execute on function orc.purge(integer) to orc_worker;
