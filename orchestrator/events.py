@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from . import db
 from .errors import Malformed, NotAllowed
-from .expr import ExpressionError, condition
+from .expr import Condition, ExpressionError, condition
 from .wire import Call, Endpoint, Instant, Principal, Request
 
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^$*\x00][^*]*\Z")]
@@ -30,8 +31,8 @@ class PublishEvent(Request):
 
 
 class CloudEvent(msgspec.Struct, kw_only=True):
-    """CloudEvents 1.0, structured: `type` is the topic and `data` the payload. The same `source` and
-    `id` are the same event again, for a week. Other attributes aren't kept."""
+    """CloudEvents 1.0, structured: `type` is the topic and `data` the payload. The same `source`
+    and `id` are the same event again, for a week. Other attributes aren't kept."""
 
     specversion: Literal["1.0"]
     id: Name
@@ -133,11 +134,16 @@ async def publish(connection: db.Connection, event: dict[str, Any]) -> db.Row:
     return row
 
 
+@lru_cache(1024)
+def _condition(source: str) -> Condition:
+    return condition(source, ("event",))
+
+
 def judged(asked: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:
     """Whether the condition of a task holds. One that can't be evaluated doesn't."""
     said = {name: asked[name] for name in ("tenant", "occurrence", "revision")}
     try:
-        return {**said, "holds": condition(asked["condition"], ("event",)).holds(scope)}
+        return {**said, "holds": _condition(asked["condition"]).holds(scope)}
     except ExpressionError as error:
         return {**said, "holds": False, "problem": str(error)}
 
