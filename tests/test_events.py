@@ -58,7 +58,7 @@ class Desk(Work):
     async def tick(self) -> int:
         """As a scheduler does, until nothing is left to decide. Answers the runs."""
         verdicts: list[dict[str, Any]] | None = None
-        runs = 0
+        runs: int = 0
         for _ in range(50):
             row = await db.call_one(self.conn, "tick", scheduler="test", verdicts=verdicts)
             runs += row["fired"]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 HERE = Path(__file__).parent
-ORDER = ("pipelines", "expressions", "tools", "durability", "waits")
+ORDER = ("pipelines", "expressions", "tools", "durability", "waits", "events")
 """As one would read them; pages that aren't named here come after."""
 
 
