@@ -142,6 +142,8 @@ def _condition(source: str) -> Condition:
 def judged(asked: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:
     """Whether the condition of a task holds. One that can't be evaluated doesn't."""
     said = {name: asked[name] for name in ("tenant", "occurrence", "revision")}
+    if asked["condition"] is None:
+        return said
     try:
         return {**said, "holds": _condition(asked["condition"]).holds(scope)}
     except ExpressionError as error:

@@ -8,8 +8,8 @@
 --
 -- Who decides shares the task first and reads it in a later statement, so an edit or a pause is seen or waits.
 -- What is looked at and then fired must be looked at alone: for counts, and where overlap looks at live runs, the
--- task's plan is locked. A publisher waits for other publishers there, in the order of the tasks (those with conditions
--- in CEL come last), a tick for nobody: what it can't have is left to the next one.
+-- task's plan is locked. A publisher waits for other publishers there, in the order of the tasks and as the last thing that
+-- it does, after all conditions in CEL; a tick for nobody: what it can't have is left to the next one.
 --
 -- A count goes by the times of the events: it holds while N of them lie within the span, it fires for the event that
 -- makes it hold, and again when it had fallen below. Those that come late are put where they belong: when that
@@ -139,8 +139,8 @@ begin
 end $$;
 comment on function orc._count(text, uuid) is 'Counts one event; answers how many runs that made.';
 
--- Verdicts are what conditions came to; one of a rule that has been replaced since says nothing.
--- The caller has locked the occurrences and shares their tasks. Answers how many runs it made.
+-- Verdicts are what conditions came to; one of a rule that has been replaced since says nothing. With `waits` null, tasks
+-- that must be had alone are left. The caller has locked the occurrences and shares their tasks. Answers how many runs it made.
 create function orc._decide(tenants text[], occurrences uuid[], verdicts jsonb, waits boolean) returns integer
 language plpgsql set enable_seqscan = off as $$
 declare
@@ -151,8 +151,8 @@ declare
   c record;
 begin
   select orc._hold_plans(array_agg(w.tenant), array_agg(w.task), waits) into v_held
-  from orc._weigh(tenants, occurrences) as w where w.is_alone and (w.weight in ('fire', 'count') or w.weight = 'ask' and verdicts is not null)
-  having count(*) > 0;
+  from orc._weigh(tenants, occurrences) as w
+  where w.is_alone and waits is not null and (w.weight in ('fire', 'count') or w.weight = 'ask' and verdicts is not null) having count(*) > 0;
   select jsonb_agg(orc._firing(o, d.decision, case d.weight when 'skip' then w.reason when 'ask' then
                      coalesce('the condition failed: ' || left(v.problem, 500), 'the condition doesn''t hold') end)
                    order by w.nominal, w.occurrence) filter (where d.decision in ('fire', 'skipped')),
@@ -241,16 +241,19 @@ begin
 end $$;
 comment on function orc._id_of_foreign(text, text, text, timestamptz) is 'Our id of an event that was named elsewhere.';
 
--- What is to be asked of Python in the same transaction: not more than 50, the others are left to the scheduler.
+-- What is to be asked of Python in the same transaction: not more than 50, the others are left to the scheduler. With what
+-- was left, which has no condition.
 create function orc._asked(tenants text[], occurrences uuid[]) returns jsonb
 language sql stable as $$
-  select jsonb_agg(jsonb_build_object('tenant', w.tenant, 'occurrence', w.occurrence, 'revision', w.revision, 'condition', w.condition))
-  from (select * from orc._weigh(tenants, occurrences) as a where a.weight = 'ask' order by a.task limit 50) as w
+  select jsonb_agg(jsonb_build_object('tenant', w.tenant, 'occurrence', w.occurrence, 'revision', w.revision,
+                                      'condition', case w.weight when 'ask' then w.condition end))
+  from (select a.*, row_number() over (partition by a.weight order by a.task) as nth from orc._weigh(tenants, occurrences) as a) as w
+  where w.weight <> 'ask' or w.nth <= 50
 $$;
 comment on function orc._asked(text[], uuid[]) is 'The conditions on which undecided occurrences depend.';
 
--- The event, and the runs of every task that it meets and whose rule has no condition; the others are answered in `open`, for
--- `decide_event` in the same transaction. What nobody decides there, the next tick does: so it does with
+-- The event, and the runs of every task that it meets. When there are rules with conditions, these and what comes after
+-- them are answered in `open`, for `decide_event` in the same transaction. What nobody decides there, the next tick does: so it does with
 -- tasks that somebody is changing at this moment.
 create function orc.publish_event(tenant text, topic text, payload jsonb default null, id uuid default null, source text default null,
   name text default null, "at" timestamptz default null,
@@ -273,7 +276,8 @@ begin
   select array_agg(tenant order by i.id), array_agg(i.id order by i.id) into v_tenants, v_ids
   from unnest(v_met) as t(task) cross join lateral (select orc._occurrence_id(t.task, published_at, event_id) as id) as i
   where orc._is_shared(t.task);
-  triggered := case when v_ids is null then 0 else orc._decide(v_tenants, v_ids, null, true) end;
+  triggered := case when v_ids is null then 0 else orc._decide(v_tenants, v_ids, null, case when not exists (
+    select from orc._weigh(v_tenants, v_ids) as w where w.weight = 'ask') then true end) end;
   open := orc._asked(v_tenants, v_ids);
   if open is not null or cardinality(v_ids) is distinct from cardinality(v_met) then
     perform pg_notify('orc_events', '');
@@ -290,7 +294,7 @@ create function orc.decide_event(verdicts jsonb) returns integer
 language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
   select orc._hear_verdicts(verdicts, true)
 $$;
-comment on function orc.decide_event(jsonb) is 'Fires tasks by what their conditions came to: a list of {tenant, occurrence, revision, holds, problem}. Answers how many.';
+comment on function orc.decide_event(jsonb) is 'Decides what was left open: a list of {tenant, occurrence, revision, holds, problem}. Answers how many runs it made.';
 grant execute on function orc.decide_event(jsonb) to orc_api;
 
 -- By id: the newest first, and only what is kept. The cursor is the id of the last one seen; null: there are no more.
