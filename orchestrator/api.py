@@ -171,7 +171,8 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
     if endpoint.query is not None:
         call.query = convert(_query(request), endpoint.query, "query")
     if endpoint.body is not None:
-        call.body = decode(await _body(request, api.config), endpoint.body)
+        kind = endpoint.bodies.get(_content_type(request), endpoint.body)
+        call.body = decode(await _body(request, api.config), kind)
         _refuse_disagreement(call)
     if endpoint.handler is not None:
         return await endpoint.handler(call)
@@ -225,8 +226,12 @@ def _query(request: Request) -> dict[str, Any]:
     return values
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _body(request: Request, config: Config) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"

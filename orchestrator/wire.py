@@ -111,6 +111,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
     of_tenant: bool = True  # its verb takes the caller's tenant
+    bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
 
     @property

@@ -136,7 +136,7 @@ begin
   insert into orchestrator.plan as p (tenant_id, task_id, revision, through, known_to)
   values (r.tenant_id, r.task_id, r.revision, r.from_at, r.from_at)
   on conflict (tenant_id, task_id) do update
-  set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null, holds = null,
+  set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null,
       revision = case when p.known_to >= r.from_at or p.problem is not null then r.revision else p.revision end,
       known_to = case when p.problem is null then least(p.known_to, r.from_at) else r.from_at end;
   update orchestrator.plan p
@@ -158,7 +158,7 @@ begin
                          'add "probe": {"uses": "http.request", "with": {…}}; the condition sees its value as result');
   end if;
   return (orc._pipeline(tenant, jsonb_build_object('pipeline', jsonb_build_array(
-      (payload -> 'probe') || '{"id": "probe"}',
+      (payload -> 'probe') - 'save_as' || '{"id": "probe"}',
       jsonb_build_object('id', 'condition', 'uses', 'task.condition', 'with', jsonb_build_object(
         'when', replace(condition, '${', '$${'), 'result', '${steps.probe}'))))
     || coalesce((select jsonb_object_agg(key, value) from jsonb_each(payload)

@@ -30,7 +30,7 @@ declare
 begin
   perform orc._see_scheduler(scheduler);
   if verdicts is not null then
-    perform orc._hear_verdicts(verdicts);
+    perform orc._hear_verdicts(verdicts, false);
   end if;
   v_met := orc._decide_events(most);
   if plans is not null then
