@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,8 +24,8 @@ from conftest import Make
 
 from orchestrator import db
 from orchestrator.errors import Problem
-from orchestrator.schedules.rules import compile_rule
 from orchestrator.scheduler import Ticker
+from orchestrator.schedules.rules import compile_rule
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -35,6 +36,7 @@ ZONES = (
 SAID = ("kind", "expr", "zone", "dst_gap", "dst_fold")
 
 
+BUSY = "select orc._rest() <= 0 or exists (select from orchestrator.plan where wants_more)"
 RUNS = """
 with runs as (
   select task_id, nominal_at, due_at from orchestrator.run union all
@@ -112,8 +114,7 @@ class World:
 
     async def calm(self, conn: db.Connection, deadline: float) -> None:
         """Until nothing is due, and nothing is to be computed."""
-        while await ask(conn, "select orc._rest() <= 0 or exists ("
-                              "select from orchestrator.plan where wants_more) as yes"):  # fmt: skip
+        while await ask(conn, BUSY):
             assert time.monotonic() < deadline, f"it hangs at {self.now}"
             self.start()
             await asyncio.sleep(0.005)
@@ -189,12 +190,14 @@ async def make_tasks(conn: db.Connection, count: int, chance: random.Random) -> 
 async def work_off(conn: db.Connection) -> None:
     """Runs of now are claimed and succeed."""
     made = await db.call_one(conn, "register_worker", queues=["default"], slots=1000)
-    while runs := await db.call(conn, "claim_work", worker=made["worker"], want=1000):
+    claim = partial(db.call, conn, "claim_work", worker=made["worker"], want=1000)
+    while runs := await db.again(claim):
         outcomes = [
             {"tenant": run["tenant_id"], "run": run["run_id"], "epoch": run["epoch"],
              "outcome": "succeeded"} for run in runs
         ]  # fmt: skip
-        assert not await db.call(conn, "settle_work", worker=made["worker"], outcomes=outcomes)
+        said = {"worker": made["worker"], "outcomes": outcomes}
+        assert not await db.again(partial(db.call, conn, "settle_work", **said))
 
 
 @asynccontextmanager

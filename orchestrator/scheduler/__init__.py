@@ -42,7 +42,7 @@ async def main(config: Config, health_port: int | None = None) -> None:
         try:
             await turns.run()
         finally:
-            clock.stop()
+            await clock.stop()
 
 
 async def once(pool: Pool) -> int:

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 ON_TIME = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
 JUMP = 0.5
+LAST = 8.0
 
 
 class Clock:
@@ -23,6 +25,8 @@ class Clock:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a slow chore isn't news
         self.woken = woken
         self.chores = chores
+        self.busy = asyncio.Lock()
+        self.stopping = False
         self.offset = time.time() - time.monotonic()
         self.jobs = AsyncIOScheduler(timezone=UTC, job_defaults=ON_TIME)
         self.jobs.add_job(
@@ -41,7 +45,11 @@ class Clock:
             self.jobs.reschedule_job("chores", trigger="interval", seconds=1)
         self.offset = offset
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """Lets the running chore end, if that takes no longer than a call may."""
+        self.stopping = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.busy.acquire(), LAST)
         self.jobs.shutdown(wait=False)
 
     async def _ring(self) -> None:
@@ -49,5 +57,7 @@ class Clock:
         self.woken.set()
 
     async def _clean(self) -> None:
-        while await self.chores():
-            pass
+        with suppress(asyncio.CancelledError):  # it stops: no error of this job
+            async with self.busy:
+                while not self.stopping and await self.chores():
+                    pass

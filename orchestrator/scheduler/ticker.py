@@ -8,8 +8,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 
+import psycopg
+
 from .. import db
 from ..db import Pool, Row
+from ..errors import Unavailable
 from ..telemetry import log
 from .planner import Answers, answer
 
@@ -31,6 +34,7 @@ class Ticker:
         self.next_at: float | None = None
         self.hinted = False
         self.computing: asyncio.Task[Answers] | None = None
+        self.meeting: asyncio.Task[None] | None = None
         self.wake: Callable[[], None] = lambda: None
 
     async def once(self) -> int:
@@ -47,9 +51,16 @@ class Ticker:
             work = asyncio.to_thread(answer, row["short"], row["undecided"])
             self.computing = asyncio.create_task(work)
             self.computing.add_done_callback(lambda _: self.wake())
-        if hinted:
-            await self.pool.call_one("meet_events")
+        if hinted and (self.meeting is None or self.meeting.done()):
+            self.meeting = asyncio.create_task(self._meet_events())
         return int(row["is_more"])
+
+    async def _meet_events(self) -> None:
+        """Beside the ticks, which it must not delay. What fails here, the chores do in a second."""
+        try:
+            await self.pool.call_one("meet_events")
+        except (psycopg.Error, Unavailable) as error:
+            log("meet_events_failed", "warning", error=str(error))
 
     async def _tick(self) -> Row:
         """Answers go along once: what is lost with a tick is asked again."""

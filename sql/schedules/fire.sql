@@ -85,12 +85,15 @@ language sql as $$
 $$;
 comment on function orc._write_ledger(jsonb) is 'Writes what became of instants and events; answers the runs to be made.';
 
+-- In the order in which workers settle.
 create function orc._replace_live(firings jsonb) returns void
 language sql as $$
-  select orc.cancel_run(d.tenant_id, d.run_id, 'replaced by the next run of its task')
-  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire' order by 1, 2) as f
-  join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
-  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
+  select orc.cancel_run(r.tenant_id, r.run_id, 'replaced by the next run of its task')
+  from (select d.tenant_id, d.run_id
+        from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire') as f
+        join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
+        join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
+        order by d.tenant_id, d.run_id) as r
 $$;
 comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
 
@@ -137,8 +140,10 @@ begin
   perform orc._make_keys(firings);
   with made as materialized (select * from orc._write_ledger(firings)),
   starting as materialized (
-    select m.*, t.queue, t.priority * 10 as priority, orc._key_of(t) as key, t as task_row, t.kind = 'condition' and m.event is null as probes
-    from made m join orchestrator.task t on t.tenant_id = m.tenant and t.id = m.task),
+    select m.*, (t.it).queue, (t.it).priority * 10 as priority, orc._key_of(t.it) as key, t.it as task_row,
+           (t.it).kind = 'condition' and m.event is null as probes
+    from made m cross join lateral (
+      select o as it from orchestrator.task o where o.tenant_id = m.tenant and o.id = m.task offset 0) as t),  -- one by one: never all tasks
   started as (
     insert into orchestrator.due_work (
       tenant_id, run_id, pipeline_id, task_id, due_at, nominal_at, event_id, timeout_seconds, max_attempts, priority, state,

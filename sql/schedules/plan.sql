@@ -34,7 +34,7 @@ comment on function orc._wants_more(orchestrator.task, timestamptz[], timestampt
 
 -- A rule without further instants completes its task.
 create function orc._complete_tasks(tenants text[], tasks uuid[]) returns void
-language sql as $$
+language sql set enable_hashjoin = off set enable_mergejoin = off as $$
   update orchestrator.task t set status = 'completed', completed_at = orchestrator.now()
   from unnest(tenants, tasks) as u(tenant, task)
   where t.tenant_id = u.tenant and t.id = u.task and t.status = 'active' and orc._is_timed(t.kind)
@@ -73,8 +73,9 @@ language sql as $$
          case when p.known_to < orchestrator.now() - interval '1 minute' then greatest(500, t.catch_up_limit + 1) else 16 end
   from (select * from (select * from orchestrator.plan w where w.wants_more order by w.known_to limit 8 * most) as o
         order by random() limit most) as p
-  join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
-  join orchestrator.rule r on r.tenant_id = p.tenant_id and r.task_id = p.task_id and r.revision = p.revision
+  cross join lateral (select * from orchestrator.task o where o.tenant_id = p.tenant_id and o.id = p.task_id offset 0) as t
+  cross join lateral (
+    select * from orchestrator.rule o where o.tenant_id = p.tenant_id and o.task_id = p.task_id and o.revision = p.revision offset 0) as r
 $$;
 comment on function orc._short_plans(integer) is 'Plans that want more instants, with their rules.';
 
