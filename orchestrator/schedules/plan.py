@@ -8,7 +8,7 @@ from typing import Any
 from .rules import compile_rule
 
 HORIZON = timedelta(days=40)
-"""None is kept for longer, except the next one: the data of time zones may change before."""
+"""None is kept for longer, except the next two: the data of time zones may change before."""
 
 
 def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
@@ -26,7 +26,7 @@ def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
     moments, ended = rule.after(start, row["wanted"], until)
     instants = [moment.at for moment in moments]
     horizon = max(start, datetime.now(UTC)) + HORIZON
-    kept = [at for at in instants if at <= horizon] or instants[:1]
+    kept = instants[: max(2, sum(at <= horizon for at in instants))]
     if len(kept) < len(instants) or (len(kept) == row["wanted"] and not ended):
         return kept, kept[-1]
     return kept, until or "infinity"

@@ -153,11 +153,14 @@ begin
   perform orc._make_keys(firings);
   with made as materialized (select * from orc._write_ledger(firings)),
   starting as materialized (
-    select m.*, t.queue, t.priority * 10 as priority, orc._task_key(t) as key, t as task_row, p.probes,
-           not p.probes and (t.dedupe_window > '0' or t.concurrency_key is null and i.concurrency_key is not null) as meets
-    from made m join orchestrator.task t on t.tenant_id = m.tenant and t.id = m.task
-    join orchestrator.pipeline i on i.tenant_id = t.tenant_id and i.id = t.pipeline_id
-    cross join lateral (select t.kind = 'condition' and m.event is null as probes) as p),
+    select m.*, (t.it).queue, (t.it).priority * 10 as priority, orc._task_key(t.it) as key, t.it as task_row, p.probes,
+           not p.probes and ((t.it).dedupe_window > '0' or (t.it).concurrency_key is null and i.concurrency_key is not null) as meets
+    from made m
+    cross join lateral (  -- one by one: never all tasks
+      select o as it from orchestrator.task o where o.tenant_id = m.tenant and o.id = m.task offset 0) as t
+    cross join lateral (
+      select o.concurrency_key from orchestrator.pipeline o where o.tenant_id = m.tenant and o.id = (t.it).pipeline_id offset 0) as i
+    cross join lateral (select (t.it).kind = 'condition' and m.event is null as probes) as p),
   started as (
     insert into orchestrator.due_work (
       tenant_id, run_id, pipeline_id, task_id, due_at, nominal_at, event_id, timeout_seconds, max_attempts, priority, state,
@@ -231,36 +234,100 @@ language sql stable as $$
 $$;
 comment on function orc._decide_instants(orchestrator.plan[]) is 'What becomes of the instants of plans that are due.';
 
--- Answers how many plans were due: as many as `most`, and there may be more.
-create function orc._fire_due(most integer, out plans integer, out runs integer)
-language plpgsql set enable_seqscan = off set jit = off as $$
-declare
-  v_plans orchestrator.plan[];
-  v_firings jsonb;
-  v_kept uuid[];
-begin
-  select array_agg(p::orchestrator.plan), count(*) into v_plans, plans from (
+create function orc._lock_due(most integer) returns orchestrator.plan[]
+language sql as $$
+  select array_agg(p::orchestrator.plan) from (
     select l.* from orchestrator.plan l where l.next_at <= orchestrator.now() and l.next_at < 'infinity'
-    order by l.next_at limit most for update skip locked) as p;
-  runs := 0;
-  if v_plans is null then
-    return;
-  end if;
-  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
-                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
-         array_agg(distinct d.task) filter (where d.decision = 'keep')
-  into v_firings, v_kept from orc._decide_instants(v_plans) as d;
-  v_firings := orc._without_overlap(v_firings);
-  runs := orc._carry_out(v_firings);
+    order by l.next_at limit most for update skip locked) as p
+$$;
+comment on function orc._lock_due(integer) is 'Plans that are due and that nobody else acts on.';
+
+-- What was decided goes off the front of a plan; what is kept stays, and waits for more to be known.
+create function orc._move_up(plans orchestrator.plan[], firings jsonb, kept uuid[]) returns void
+language plpgsql as $$
+declare
+  v_tenants text[];
+  v_tasks uuid[];
+begin
   with done as materialized (
     select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
            max(f.nominal) filter (where f.decision = 'fire') as fired
-    from orc._firings(v_firings) as f group by f.tenant, f.task)
-  update orchestrator.plan p
-  set upcoming = p.upcoming[coalesce(d.count, 0) + 1:], through = coalesce(d.through, p.through),
-      last_at = coalesce(d.fired, p.last_at)
-  from unnest(v_plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
-  where p.tenant_id = o.tenant_id and p.task_id = o.task_id;
-  perform orc._set_alarms(array_agg(o.tenant_id), array_agg(o.task_id), v_kept) from unnest(v_plans) as o;
+    from orc._firings(firings) as f group by f.tenant, f.task),
+  moved as (
+    update orchestrator.plan p
+    set upcoming = n.upcoming, through = coalesce(d.through, p.through), last_at = coalesce(d.fired, p.last_at), problem = n.problem,
+        next_at = orc._alarm(t, n.upcoming, n.is_kept), wants_more = orc._wants_more(t, n.upcoming, o.known_to, n.problem, n.is_kept)
+    from unnest(plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
+    join orchestrator.task t on t.tenant_id = o.tenant_id and t.id = o.task_id
+    cross join lateral (
+      select o.upcoming[coalesce(d.count, 0) + 1:] as upcoming, o.task_id = any (coalesce(kept, '{}')) as is_kept,
+             case when o.problem not like 'it can''t be fired: %' then o.problem end as problem) as n
+    where p.tenant_id = o.tenant_id and p.task_id = o.task_id
+    returning p.tenant_id, p.task_id, p.upcoming = '{}' and p.known_to = 'infinity' as has_ended)
+  select array_agg(m.tenant_id), array_agg(m.task_id) into v_tenants, v_tasks from moved m where m.has_ended;
+  if v_tasks is not null then
+    perform orc._complete_tasks(v_tenants, v_tasks);
+  end if;
+end $$;
+comment on function orc._move_up(orchestrator.plan[], jsonb, uuid[]) is 'Takes what was decided off plans, and sets their next alarms.';
+
+create function orc._fire_plans(plans orchestrator.plan[]) returns integer
+language plpgsql as $$
+declare
+  v_firings jsonb;
+  v_kept uuid[];
+  v_runs integer;
+begin
+  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
+                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
+         array_agg(distinct d.task) filter (where d.decision = 'keep')
+  into v_firings, v_kept from orc._decide_instants(plans) as d;
+  v_firings := orc._without_overlap(v_firings);
+  v_runs := orc._carry_out(v_firings);
+  perform orc._move_up(plans, v_firings, v_kept);
+  return v_runs;
+end $$;
+comment on function orc._fire_plans(orchestrator.plan[]) is 'Fires what is due of plans; answers how many runs it made.';
+
+create function orc._postpone(p orchestrator.plan, why text) returns jsonb
+language plpgsql as $$
+begin
+  update orchestrator.plan l
+  set next_at = orchestrator.now() + interval '1 minute', problem = left('it can''t be fired: ' || why, 500)
+  where l.tenant_id = p.tenant_id and l.task_id = p.task_id;
+  return jsonb_build_array(jsonb_build_object('part', 'firing', 'task', p.task_id, 'error', why));
+end $$;
+comment on function orc._postpone(orchestrator.plan, text) is 'Puts a plan off whose firing failed, so that the others go on.';
+
+-- Answers how many plans were due: as many as `most`, and there may be more. One that can't be fired is found by halves
+-- and tried again a minute later: it doesn't keep the others from firing. Plans are locked in the subtransaction that
+-- changes them: a lock of the outer one would make a multixact of each row.
+create function orc._fire_due(most integer, out plans integer, out runs integer, out failed jsonb)
+language plpgsql as $$
+declare
+  v_plans orchestrator.plan[];
+  v_first record;
+  v_rest record;
+begin
+  failed := '[]';
+  begin
+    v_plans := orc._lock_due(most);
+    plans := coalesce(cardinality(v_plans), 0);
+    runs := case when plans = 0 then 0 else orc._fire_plans(v_plans) end;
+    return;
+  exception when others then
+    if v_plans is null or sqlstate ~ '^(40|53|55|57|58)' then
+      raise;
+    elsif plans = 1 then
+      runs := 0;
+      failed := orc._postpone(v_plans[1], sqlerrm);
+      return;
+    end if;
+  end;
+  v_first := orc._fire_due(plans / 2);
+  v_rest := orc._fire_due(plans - plans / 2);
+  plans := v_first.plans + v_rest.plans;
+  runs := v_first.runs + v_rest.runs;
+  failed := v_first.failed || v_rest.failed;
 end $$;
 comment on function orc._fire_due(integer) is 'Acts on the plans that are due.';
