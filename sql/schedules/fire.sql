@@ -58,7 +58,8 @@ language sql stable as $$
   from (select u.*, t.overlap,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal, u.event) as nth,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal desc, u.event desc) as from_end
-        from orc._firings(firings) as u join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task) as f
+        from orc._firings(firings) as u
+        cross join lateral (select * from orchestrator.task o where o.tenant_id = u.tenant and o.id = u.task offset 0) as t) as f
   cross join lateral (select case
     when f.decision <> 'fire' then null
     when f.overlap = 'skip' and f.nth > 1 then 'overlap: the one before it has just begun'
@@ -104,8 +105,9 @@ create function orc._replace_live(firings jsonb) returns void
 language sql as $$
   select orc._cancel_runs(array_agg(d.tenant_id), array_agg(d.run_id), 'replaced by the next run of its task')
   from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire') as f
-  join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
+  cross join lateral (select * from orchestrator.task o where o.tenant_id = f.tenant and o.id = f.task offset 0) as t
   join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and orc._is_live(d)
+  where t.overlap = 'replace'
   having count(*) > 0
 $$;
 comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
@@ -113,8 +115,10 @@ comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks 
 create function orc._make_keys(firings jsonb) returns void
 language sql as $$
   select orc._set_concurrency(k.tenant_id, k.key, k.concurrency_limit)
-  from (select distinct t.tenant_id, orc._task_key(t) as key, t.concurrency_limit
-        from orc._firings(firings) as f join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task
+  from (select distinct t.tenant_id, orc._task_key(i.it) as key, t.concurrency_limit
+        from orc._firings(firings) as f
+        cross join lateral (select o as it from orchestrator.task o where o.tenant_id = f.tenant and o.id = f.task offset 0) as i
+        cross join lateral (select (i.it).*) as t
         where f.decision in ('fire', 'backfill') and (t.concurrency_key is not null or t.overlap = 'queue') order by 1, 2) as k
 $$;
 comment on function orc._make_keys(jsonb) is 'Makes the concurrency keys of runs that are about to be made.';
@@ -256,9 +260,9 @@ begin
   moved as (
     update orchestrator.plan p
     set upcoming = n.upcoming, through = coalesce(d.through, p.through), last_at = coalesce(d.fired, p.last_at), problem = n.problem,
-        next_at = orc._alarm(t, n.upcoming, n.is_kept), wants_more = orc._wants_more(t, n.upcoming, o.known_to, n.problem, n.is_kept)
+        next_at = orc._alarm(i.it, n.upcoming, n.is_kept), wants_more = orc._wants_more(i.it, n.upcoming, o.known_to, n.problem, n.is_kept)
     from unnest(plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
-    join orchestrator.task t on t.tenant_id = o.tenant_id and t.id = o.task_id
+    cross join lateral (select x as it from orchestrator.task x where x.tenant_id = o.tenant_id and x.id = o.task_id offset 0) as i
     cross join lateral (
       select o.upcoming[coalesce(d.count, 0) + 1:] as upcoming, o.task_id = any (coalesce(kept, '{}')) as is_kept,
              case when o.problem not like 'it can''t be fired: %' then o.problem end as problem) as n

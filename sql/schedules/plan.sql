@@ -35,10 +35,9 @@ comment on function orc._wants_more(orchestrator.task, timestamptz[], timestampt
 -- A rule without further instants completes its task. The plan of a canceled task goes on up to the cancel, so that
 -- the ledger says of each instant before it what became of it.
 create function orc._complete_tasks(tenants text[], tasks uuid[]) returns void
-language sql set enable_hashjoin = off set enable_mergejoin = off as $$
+language sql as $$
   update orchestrator.task t set status = 'completed', completed_at = orchestrator.now()
-  from unnest(tenants, tasks) as u(tenant, task)
-  where t.tenant_id = u.tenant and t.id = u.task and t.status = 'active' and orc._is_timed(t.kind)
+  where t.tenant_id = any (tenants) and t.id = any (tasks) and t.status = 'active' and orc._is_timed(t.kind)
 $$;
 comment on function orc._complete_tasks(text[], uuid[]) is 'Completes tasks whose rules have no more instants.';
 

@@ -28,7 +28,7 @@ create function orc.tick(
   scheduler text, most integer default 1000, plans jsonb default null, verdicts jsonb default null, asks boolean default true,
   out fired integer, out decided integer, out is_more boolean, out rest double precision, out short jsonb, out undecided jsonb,
   out failed jsonb)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off as $$
 declare
   v_due record;
   v_met record;

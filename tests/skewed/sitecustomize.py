@@ -15,7 +15,7 @@ class _Any(type):
         return isinstance(instance, _datetime)
 
 
-class Skewed(_datetime, metaclass=_Any):
+class Skewed(_datetime, metaclass=_Any):  # type: ignore[misc]
     __slots__ = ()
 
     @classmethod
