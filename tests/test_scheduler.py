@@ -301,7 +301,6 @@ async def test_it_says_that_it_lives_and_stops_when_told(crew: Crew, conn: db.Co
 # What a tick costs, and what a monitor sees
 
 
-@pytest.mark.xfail(reason="one statement still reads all of task before the first analyze")
 async def test_a_tick_touches_what_is_due_and_not_what_exists(conn: db.Connection) -> None:
     at = await now(conn)
     await once_at(conn, at + 3600 * SECOND, 2000)

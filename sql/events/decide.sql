@@ -183,9 +183,10 @@ declare
 begin
   select array_agg(o.tenant_id), array_agg(o.id) into v_tenants, v_ids from (
     select u.tenant_id, u.id from orchestrator.occurrence u
-    where u.state = 'undecided' and orc._is_shared(u.task_id) and not exists (
-      select from orchestrator.task t join orchestrator.rule r on r.tenant_id = t.tenant_id and r.task_id = t.id and r.revision = t.revision
-      where t.tenant_id = u.tenant_id and t.id = u.task_id and t.status = 'active' and orc._is_open(r.kind, r.condition))
+    where u.state = 'undecided' and orc._is_shared(u.task_id) and (
+      select t.status <> 'active' or not orc._is_open(r.kind, r.condition)
+      from orchestrator.task t join orchestrator.rule r on r.tenant_id = t.tenant_id and r.task_id = t.id and r.revision = t.revision
+      where t.tenant_id = u.tenant_id and t.id = u.task_id)
     order by u.id limit most for update skip locked) as o;
   occurrences := coalesce(cardinality(v_ids), 0);
   runs := case when v_ids is null then 0 else orc._decide(v_tenants, v_ids, null, false) end;
@@ -198,14 +199,16 @@ language sql stable set enable_seqscan = off as $$
   select jsonb_agg(jsonb_build_object('tenant', o.tenant_id, 'occurrence', o.id, 'revision', o.revision, 'condition', o.condition,
                                       'event', orc._event_as_json(o.event)))
   from (
-    select u.tenant_id, u.id, r.revision, r.condition, e as event, sum(pg_column_size(e.payload)) over (order by u.id) - pg_column_size(e.payload) as before
-    from (
-      select k.*, t.revision as present from orchestrator.occurrence k
-      join orchestrator.task t on t.tenant_id = k.tenant_id and t.id = k.task_id
+    select k.tenant_id, k.id, r.revision, r.condition, e.it as event,
+           sum(pg_column_size((e.it).payload)) over (order by k.id) - pg_column_size((e.it).payload) as before
+    from (select u.tenant_id, u.id, u.task_id, u.event_id from orchestrator.occurrence u where u.state = 'undecided' order by u.id offset 0) as k
+    cross join lateral (  -- one by one: never all rules
+      select n.revision, n.condition from orchestrator.task t
       join orchestrator.rule n on n.tenant_id = t.tenant_id and n.task_id = t.id and n.revision = t.revision
-      where k.state = 'undecided' and t.status = 'active' and orc._is_open(n.kind, n.condition) order by k.id limit most) as u
-    join orchestrator.rule r on r.tenant_id = u.tenant_id and r.task_id = u.task_id and r.revision = u.present
-    join orchestrator.event e on e.tenant_id = u.tenant_id and e.id = u.event_id) as o
+      where t.tenant_id = k.tenant_id and t.id = k.task_id and t.status = 'active' and orc._is_open(n.kind, n.condition) offset 0) as r
+    cross join lateral (
+      select v as it from orchestrator.event v where v.tenant_id = k.tenant_id and v.id = k.event_id offset 0) as e
+    order by k.id limit most) as o
   where coalesce(o.before, 0) < 4000000
 $$;
 comment on function orc._undecided(integer) is 'Events whose conditions Python is to evaluate.';

@@ -214,7 +214,7 @@ language sql stable as $$
     select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now or p.problem is not null as is_all, p.paused_from, p.paused_to,
            t.status = 'canceled' as is_over, t.catch_up, t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
     from moment m, unnest(plans) as p
-    join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
+    cross join lateral (select * from orchestrator.task o where o.tenant_id = p.tenant_id and o.id = p.task_id offset 0) as t
     cross join lateral unnest(p.upcoming) with ordinality as u(nominal, nth)
     where u.nominal <= m.now),
   due as (

@@ -37,7 +37,10 @@ comment on function orc._wants_more(orchestrator.task, timestamptz[], timestampt
 create function orc._complete_tasks(tenants text[], tasks uuid[]) returns void
 language sql as $$
   update orchestrator.task t set status = 'completed', completed_at = orchestrator.now()
-  where t.tenant_id = any (tenants) and t.id = any (tasks) and t.status = 'active' and orc._is_timed(t.kind)
+  where t.ctid = any (array(  -- one by one: never all tasks
+    select o.place from unnest(tenants, tasks) as u(tenant, task) cross join lateral (
+      select l.ctid as place from orchestrator.task l
+      where l.tenant_id = u.tenant and l.id = u.task and l.status = 'active' and orc._is_timed(l.kind) for no key update) as o))
 $$;
 comment on function orc._complete_tasks(text[], uuid[]) is 'Completes tasks whose rules have no more instants.';
 
