@@ -23,6 +23,7 @@ from .crowds import fairness, tenants_1000
 from .drains import drain_1p, drain_2p, drain_backlog_1m, drain_held_snapshot, drain_history_1m
 from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
+from .firing import fire_1000, fire_single
 from .moments import blocked_key, pickup
 from .pipelines import condition_us, http_1000, template_us, three_calls, three_sets
 from .place import Place, open_place
@@ -49,6 +50,8 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         http_1000,
         template_us,
         condition_us,
+        fire_1000,
+        fire_single,
     )
 }
 

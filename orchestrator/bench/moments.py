@@ -32,7 +32,7 @@ async def pickup(place: Place) -> Figure:
             await _rests(on, crew)
             busy = await _picked_up(on, count, 0.02, 0.06)
             rested = await _picked_up(on, place.scaled(60, least=5), 0.15, 0.25)
-            bare = await _floor_picked_up(on.url, count)
+            bare = await floor_picked_up(on.url, count)
         async with workers(on.url, 1, "--no-hints") as crew:
             await _rests(on, crew)
             polled = await _picked_up(on, place.scaled(60, least=5), 0.1, 0.4)
@@ -73,7 +73,7 @@ async def _sent(
     return sent
 
 
-async def _floor_picked_up(url: str, count: int) -> list[float]:
+async def floor_picked_up(url: str, count: int) -> list[float]:
     async with floor.client("pickup", url), await connect(url) as conn:
 
         async def one() -> None:

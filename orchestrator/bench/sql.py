@@ -125,3 +125,17 @@ where name in ('autovacuum', 'fsync', 'full_page_writes', 'max_wal_size', 'share
 order by name
 """
 VERSION = "select current_setting('server_version') as version"
+
+TASKS = """
+select count(orc.create_task(
+  'bench', 'T', 'once', %s, %s, instants => array[%s], known_to => 'infinity'))
+from generate_series(1, %s)
+"""
+NOTHING_IS_PLANNED = """
+select not exists (select from orchestrator.plan where next_at < 'infinity')
+   and not exists (select from orchestrator.due_work) as yes
+"""
+LATENESS = """
+select extract(epoch from started_at - nominal_at)::float8 * 1000 as ms
+from orchestrator.run where nominal_at is not null and state = 'succeeded'
+"""
