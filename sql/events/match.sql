@@ -78,12 +78,13 @@ begin
     return;
   end if;
   with told as (
-    insert into orchestrator.event (tenant_id, topic, source, payload, hops)
+    insert into orchestrator.event (tenant_id, topic, source, payload, hops, position)
     select r.tenant_id, '$run.' || r.state, 'orchestrator',
            jsonb_build_object('run_id', r.id, 'task_id', r.task_id, 'kind', r.kind, 'state', r.state, 'queue', r.queue, 'labels', r.labels,
                               'error', r.error, 'finished_at', r.finished_at,
                               'output', case when pg_column_size(r.output) < 100000 then r.output end),
-           coalesce((select e.hops + 1 from orchestrator.event e where e.tenant_id = r.tenant_id and e.id = r.event_id), 0)
+           coalesce((select e.hops + 1 from orchestrator.event e where e.tenant_id = r.tenant_id and e.id = r.event_id), 0),
+           orc._next_position(r.tenant_id)
     from (select distinct * from unnest(tenants, runs) as u(tenant, run)) as u
     join orchestrator.run r on r.tenant_id = u.tenant and r.id = u.run and r.kind <> 'probe'
     returning event)
@@ -107,8 +108,9 @@ begin
   where p.tenant_id = tenant and p.task_id = v_task and p.holds is distinct from (said ->> 'holds')::boolean
     and exists (select from orchestrator.task t where t.tenant_id = tenant and t.id = v_task and t.status = 'active' and t.kind = 'condition');
   if found and (said ->> 'holds')::boolean then
-    insert into orchestrator.event (tenant_id, topic, source, payload)
-    values (tenant, '$condition', 'orchestrator', jsonb_build_object('task_id', v_task, 'run_id', run, 'result', said -> 'result'))
+    insert into orchestrator.event (tenant_id, topic, source, payload, position)
+    values (tenant, '$condition', 'orchestrator', jsonb_build_object('task_id', v_task, 'run_id', run, 'result', said -> 'result'),
+            orc._next_position(tenant))
     returning * into e;
     insert into orchestrator.occurrence (tenant_id, id, task_id, nominal_at, event_id, state)
     values (tenant, orc._occurrence_id(v_task, orchestrator.id_time(e.id), e.id), v_task, orchestrator.id_time(e.id), e.id, 'undecided');

@@ -52,10 +52,12 @@ begin
   insert into orchestrator.tenant (id) select tenant
   where not exists (select from orchestrator.tenant t where t.id = tenant) on conflict do nothing;
   event_id := coalesce(id, orchestrator.new_id());
-  insert into orchestrator.event (tenant_id, id, topic, source, payload) values (tenant, event_id, topic, source, payload)
+  insert into orchestrator.event (tenant_id, id, topic, source, payload, position)
+  values (tenant, event_id, topic, source, payload, orc._next_position(tenant))
   on conflict do nothing returning * into e;
   if found then
     met := orc._meet_tasks(array[e]);
+    perform orc._queue_events(array[e]);
     perform orc._hint_event(tenant, topic, met);
   end if;
 end $$;
@@ -75,15 +77,19 @@ grant execute on function orc.emit_event(text, text, jsonb, uuid, text) to orc_a
 create function orc._emit_recorded(events jsonb) returns void
 language plpgsql as $$
 declare
+  v_events orchestrator.event[];
   v_met integer;
 begin
   with said as materialized (
     select * from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, source text, payload jsonb)),
   written as (
-    insert into orchestrator.event (tenant_id, topic, source, payload, hops)
-    select s.tenant, s.topic, s.source, s.payload, orc._hops_of(s.tenant, s.run) from said s where s.topic <> '$condition'
+    insert into orchestrator.event (tenant_id, topic, source, payload, hops, position)
+    select s.tenant, s.topic, s.source, s.payload, orc._hops_of(s.tenant, s.run), orc._next_position(s.tenant)
+    from said s where s.topic <> '$condition'
     returning event)
-  select orc._meet_tasks(array_agg(w.event)) into v_met from written w;
+  select array_agg(w.event) into v_events from written w;
+  v_met := orc._meet_tasks(v_events);
+  perform orc._queue_events(v_events);
   perform orc._judge(e.tenant, e.run, e.payload)
   from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, payload jsonb) where e.topic = '$condition';
   perform orc._hint_event(e.tenant, e.topic, v_met)
