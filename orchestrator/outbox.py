@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from .wire import Call, Endpoint, Instant
@@ -25,6 +27,10 @@ class Retried(msgspec.Struct):
     count: int
 
 
+async def _sinks(call: Call) -> list[dict[str, Any]]:
+    return await call.app.pool.call("list_sinks")
+
+
 async def _retry(call: Call) -> Retried:
     row = await call.app.pool.call_one("retry_messages", sink=call.path["sink"])
     return Retried(row["retry_messages"])
@@ -32,7 +38,7 @@ async def _retry(call: Call) -> Retried:
 
 ENDPOINTS = [
     Endpoint("GET", "/ops/sinks", "list_sinks", returns=list[SinkState], scope="admin",
-             summary="Where messages go: Redis and the like, and how far behind each is"),
+             handler=_sinks, summary="Where messages go, and how far behind each place is"),
     Endpoint("POST", "/ops/sinks/{sink}/retry", "retry_messages", returns=Retried, scope="admin",
              handler=_retry, summary="Delivers again what was moved aside"),
 ]  # fmt: skip

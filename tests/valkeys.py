@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conftest import SCRATCH
 from redis.asyncio import Redis
@@ -37,7 +38,8 @@ class Valkey:
 
     async def entries(self, stream: str = "events") -> list[dict[str, str]]:
         async with Redis.from_url(self.url, decode_responses=True) as redis:
-            return [fields for _, fields in await redis.xrange(stream)]
+            found: Any = await redis.xrange(stream)
+            return [fields for _, fields in found]
 
 
 @contextmanager

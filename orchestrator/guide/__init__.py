@@ -13,7 +13,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 ORDER = (
-    "pipelines", "expressions", "tools", "durability", "waits", "schedules", "values",
+    "pipelines", "expressions", "tools", "durability", "waits", "schedules", "streams", "values",
     "secrets", "sql", "extending",
 )  # fmt: skip
 """As one would read them; pages that aren't named here come after."""

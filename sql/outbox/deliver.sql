@@ -35,7 +35,7 @@ declare
   d orchestrator.delivery;
 begin
   select * into d from orchestrator.delivery o where o.sink = $1;
-  if d.relay = $2 and d.held_until > v_now + lease / 2 and d.low_water + 5000 > mark then
+  if d.relay = $2 and d.held_until > v_now + lease / 2 and d.low_water + 1000 > mark then
     return d.low_water;
   end if;
   update orchestrator.delivery o set relay = $2, held_until = v_now + lease, seen_at = v_now, low_water = greatest(o.low_water, mark)
@@ -66,7 +66,7 @@ $$;
 comment on function orc._say_problem(text, text) is 'Notes whether a sink can be reached.';
 
 -- No message stands below the first one that is queued, nor below where somebody began to publish.
-create function orc._next_messages(sink text, low_water bigint, most integer, out found orchestrator.message[], out mark bigint)
+create function orc._next_messages(sink text, low_water bigint, most integer, out messages orchestrator.message[], out mark bigint)
 language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
@@ -77,7 +77,7 @@ begin
   select m.position into v_first from orchestrator.message m
   where m.sink = $1 and m.position > $2 and m.aside_at is null order by m.position limit 1;
   mark := least(coalesce(v_first - 1, p.upto), p.upto, (select min(s) from unnest(p.since) as s));
-  select array_agg(n.message order by n.position) into found from (
+  select array_agg(n.message order by n.position) into messages from (
     select m as message, m.position from orchestrator.message m
     where m.sink = $1 and m.position >= v_first and m.position <= p.upto and m.aside_at is null
       and not exists (select from unnest(p.tenants, p.since) as u(tenant, since)
@@ -119,14 +119,14 @@ begin
     return;
   end if;
   v_next := orc._next_messages($1, v_low, want);
-  if v_next.mark > v_low + 5000 then
+  if v_next.mark >= v_low + 1000 then
     perform orc._hold_sink($1, $2, lease, v_next.mark);
   end if;
   return query
     select n.position, n.id, n.tenant_id, n.address, n.key, n.body
     from (select m.position, m.id, m.tenant_id, m.address, m.key, b.body,
                  sum(pg_column_size(b.body)) over (order by m.position) - pg_column_size(b.body) as before
-          from unnest(v_next.found) as m cross join lateral (select orc._message_body(m) offset 0) as b(body)) as n
+          from unnest(v_next.messages) as m cross join lateral (select orc._message_body(m) offset 0) as b(body)) as n
     where n.before < 4194304 order by n.position;
 end $$;
 comment on function orc.exchange_messages(text, text, integer, bigint[], jsonb, text, interval) is
