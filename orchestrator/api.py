@@ -132,6 +132,7 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await api.pool.open()
         yield
+        await api.streams.stop()
         await api.pool.close()
 
     document = openapi.document(

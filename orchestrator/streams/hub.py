@@ -172,6 +172,14 @@ class Hub:
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._end_all)
 
+    async def stop(self) -> None:
+        """Nobody is told anything any more, and nothing is read."""
+        self.closing = True
+        self._end_all()
+        if self.reader is not None:
+            self.reader.cancel()
+            await asyncio.wait([self.reader])
+
     def _end_all(self) -> None:
         for channel in self.channels.values():
             for watcher in channel.watchers:
