@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,8 +34,10 @@ from . import (
     httpd,
     openapi,
     ops,
+    outbox,
     pipelines,
     schedules,
+    streams,
     telemetry,
     web,
 )
@@ -60,13 +62,26 @@ from .limiter import Limiter
 from .sinks import redis
 from .steps import listing
 from .telemetry import log
-from .wire import Call, Endpoint, Place, Principal, Reply, convert, decode, encode, problem
+from .wire import (
+    Call,
+    Endpoint,
+    Place,
+    Principal,
+    Reply,
+    Stream,
+    convert,
+    decode,
+    encode,
+    problem,
+)
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
     *auth.ENDPOINTS,
     *schedules.ENDPOINTS,
     *events.ENDPOINTS,
+    *streams.ENDPOINTS,
+    *outbox.ENDPOINTS,
     *pipelines.ENDPOINTS,
     *listing.ENDPOINTS,
 ]
@@ -94,6 +109,7 @@ class Api:
         self.draining = False
         self.gauges = ops.Gauges()
         self.limiter = Limiter(config)
+        self.streams = streams.Hub(self.pool, config.stream_limit)
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -119,6 +135,7 @@ class Api:
         if not self.draining:
             log("draining")
         self.draining = True
+        self.streams.close()
 
 
 def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
@@ -128,6 +145,7 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await api.pool.open()
         yield
+        await api.streams.stop()
         await api.pool.close()
 
     document = openapi.document(
@@ -269,7 +287,26 @@ def _refuse_disagreement(call: Call) -> None:
             )
 
 
+class Streaming(StreamingResponse):
+    """Frames as they come. A client that reads nothing for long is given up."""
+
+    def __init__(self, stream: Stream, content_type: str) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(stream.frames, headers=headers, media_type=content_type)
+        self.stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except TimeoutError:
+            raise ClientDisconnect from None
+        finally:
+            self.stream.close()
+
+
 def _response(endpoint: Endpoint, result: Any) -> Response:
+    if isinstance(result, Stream):
+        return Streaming(result, endpoint.content_type)
     reply = result if isinstance(result, Reply) else Reply(body=result, status=endpoint.status)
     body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
     return Response(

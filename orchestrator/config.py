@@ -175,6 +175,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     body_limit: int = 1_048_576  # bytes of a request's body
     body_timeout: float = 10.0  # seconds for a request's head, and again for its body
     connection_limit: int = 1000
+    stream_limit: int = 50  # server-sent streams of one principal in one process
     data: Path = ROOT / ".data"  # the embedded server, pid files and logs
     python_modules: tuple[str, ...] = ()  # modules whose functions python.call may call
     allow_targets: tuple[str, ...] = ()  # places that steps may call although they aren't public
@@ -237,6 +238,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ORC_SQL_URL": ("sql_url", _database_url),
     "ORC_SMTP_URL": ("smtp_url", _url("smtp", "smtps")),
     "ORC_SHELL_COMMANDS": ("shell_commands", _names),
+    "ORC_STREAM_LIMIT": ("stream_limit", _count),
     "ORC_VALUE_LIMIT": ("value_limit", _value_limit),
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""

@@ -81,6 +81,11 @@ class WrongContentType(Problem):
     status, error = 415, "unsupported_media_type"
 
 
+class TooManyStreams(Problem):
+    status, error = 429, "too_many"
+    always: ClassVar[dict[str, str]] = {"Retry-After": "5"}
+
+
 class HeadersTooLarge(Problem):
     status, error = 431, "headers_too_large"
 

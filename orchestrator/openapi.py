@@ -43,6 +43,14 @@ HEADERS: dict[str, Schema] = {
     },
 }
 
+LAST_EVENT_ID: Schema = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The last id that you were told: the stream goes on after it.",
+    "schema": {"type": "string"},
+}
+
 ADVICE: dict[str, tuple[str, str]] = {
     "bad_request": (
         "The request can't be read: it isn't proper HTTP, or its body hasn't the described shape.",
@@ -222,7 +230,11 @@ def _operation(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
         "tags": [endpoint.tag],
         "summary": summary,
         "description": description,
-        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, types)],
+        "parameters": [
+            *_path_parameters(endpoint),
+            *_query_parameters(endpoint, types),
+            *_header_parameters(endpoint),
+        ],
         "requestBody": _request_body(endpoint, types),
         "responses": _responses(endpoint, types),
         "security": _security(endpoint),
@@ -272,6 +284,10 @@ def _without_null(schema: Schema) -> Schema:
     if len(members) == 1:
         return {**members[0], **outer}
     return outer | ({"anyOf": members} if members else {})
+
+
+def _header_parameters(endpoint: Endpoint) -> list[Schema]:
+    return [LAST_EVENT_ID] if endpoint.content_type == "text/event-stream" else []
 
 
 def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -65,6 +65,13 @@ class Reply(msgspec.Struct, kw_only=True):
     headers: dict[str, str] = {}
 
 
+class Stream(msgspec.Struct):
+    """An answer without an end: its frames, and what is to be done when nobody reads any more."""
+
+    frames: AsyncIterator[bytes]
+    close: Callable[[], None]
+
+
 class App(Protocol):
     """The process that answers, as a vertical's handler sees it."""
 
@@ -73,6 +80,7 @@ class App(Protocol):
     started_at: float
     draining: bool
     gauges: Any
+    streams: Any
 
     async def redis(self) -> Any: ...
 

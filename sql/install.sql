@@ -41,6 +41,9 @@ set local search_path = pg_catalog;
 -- Names of events elsewhere, and what probes found.
 \ir events/tables.sql
 
+-- What is to leave: messages for sinks; and positions of what is published.
+\ir outbox/tables.sql
+
 -- Ways to say no: one helper for each SQLSTATE of ours.
 \ir base/functions.sql
 
@@ -50,6 +53,9 @@ set local search_path = pg_catalog;
 -- The first agent, and whoami; secrets.
 \ir auth/functions.sql
 \ir auth/secrets.sql
+
+-- Positions of what is published, and who queues what for sinks.
+\ir outbox/functions.sql
 
 -- The life of a run, in its order: its pipeline, enqueue, how it waits, claim, what its steps do, settle; the workers'
 -- leases; what people do to runs and queues, and answer to those that wait; housekeeping.
@@ -81,6 +87,10 @@ set local search_path = pg_catalog;
 -- Housekeeping, and work as people look at it.
 \ir work/keep.sql
 \ir work/views.sql
+
+-- How messages leave, and how those hear of changes who watch.
+\ir outbox/deliver.sql
+\ir streams/functions.sql
 
 -- Invariants of work, and why a run is where it is.
 \ir work/check.sql

@@ -21,7 +21,7 @@ SQL = ROOT / "sql"
 
 FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
-             "items", "reflex", "outbox", "ops"]  # fmt: skip
+             "items", "reflex", "outbox", "streams", "ops"]  # fmt: skip
 TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "limiter", "shape"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]

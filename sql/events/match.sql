@@ -108,12 +108,13 @@ begin
     return;
   end if;
   with told as (
-    insert into orchestrator.event (tenant_id, topic, source, payload, hops)
+    insert into orchestrator.event (tenant_id, topic, source, payload, hops, position)
     select r.tenant_id, '$run.' || r.state, 'orchestrator',
            jsonb_build_object('run_id', r.id, 'task_id', r.task_id, 'kind', r.kind, 'state', r.state, 'queue', r.queue, 'labels', r.labels,
                               'error', r.error, 'finished_at', r.finished_at,
                               'output', case when pg_column_size(r.output) < 100000 then r.output end),
-           coalesce((select e.hops + 1 from orchestrator.event e where e.tenant_id = r.tenant_id and e.id = r.event_id), 0)
+           coalesce((select e.hops + 1 from orchestrator.event e where e.tenant_id = r.tenant_id and e.id = r.event_id), 0),
+           orc._next_position(r.tenant_id)
     from (select distinct * from unnest(tenants, runs) as u(tenant, run)) as u
     join orchestrator.run r on r.tenant_id = u.tenant and r.id = u.run and r.kind <> 'probe'
     where orc._is_heard(r.tenant_id, '$run.' || r.state)
@@ -161,8 +162,9 @@ begin
   if v_at is null or t.id is null or not orc._find(t, (said ->> 'holds')::boolean, v_at) then
     return;
   end if;
-  insert into orchestrator.event (tenant_id, topic, source, payload)
-  values (tenant, '$condition', 'orchestrator', jsonb_build_object('task_id', t.id, 'run_id', run, 'revision', t.revision, 'result', said -> 'result'))
+  insert into orchestrator.event (tenant_id, topic, source, payload, position)
+  values (tenant, '$condition', 'orchestrator', jsonb_build_object('task_id', t.id, 'run_id', run, 'revision', t.revision, 'result', said -> 'result'),
+          orc._next_position(tenant))
   returning * into e;
   insert into orchestrator.occurrence (tenant_id, id, task_id, nominal_at, event_id, state)
   values (tenant, orc._occurrence_id(t.id, orchestrator.id_time(e.id), e.id), t.id, orchestrator.id_time(e.id), e.id, 'undecided');

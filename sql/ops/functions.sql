@@ -53,6 +53,12 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   union all
   select 'partitions', jsonb_build_object('table', b."table"), count(*) from orc._bounds b group by b."table"
   union all
+  select g.name, jsonb_build_object('sink', s.name), g.value
+  from orc.list_sinks() as s
+  cross join lateral (values ('outbox_backlog', s.backlog::double precision), ('outbox_aside', s.aside),
+                             ('outbox_oldest_age_seconds', coalesce(s.oldest_seconds, 0)),
+                             ('sink_up', (s.state = 'up')::integer)) as g(name, value)
+  union all
   select 'default_partition_rows', jsonb_build_object('table', "table"), stray_rows from orc._default_rows()
   union all
   select * from orc._schedule_gauges()
@@ -96,6 +102,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select * from orc._check_values()
   union all
   select * from orc._check_schedules()
+  union all
+  select * from orc._check_outbox()
   union all
   select * from orc._check_ops()
 $$;

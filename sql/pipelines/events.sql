@@ -49,6 +49,7 @@ comment on function orc._hint_event(text, text) is 'Wakes the scheduler when a r
 create function orc._emit(tenant text, topic text, payload jsonb, id uuid, source text, out event_id uuid, out is_new boolean, out met uuid[])
 language plpgsql set enable_seqscan = off as $$
 declare
+  e orchestrator.event;
   v_is_met boolean;
   v_is_awaited boolean;
 begin
@@ -56,15 +57,17 @@ begin
   insert into orchestrator.tenant (id) select tenant
   where not exists (select from orchestrator.tenant t where t.id = tenant) on conflict do nothing;
   event_id := coalesce(id, orchestrator.new_id());
-  insert into orchestrator.event (tenant_id, id, topic, source, payload) values (tenant, event_id, topic, source, payload)
-  on conflict do nothing;
+  insert into orchestrator.event (tenant_id, id, topic, source, payload, position)
+  values (tenant, event_id, topic, source, payload, orc._next_position(tenant))
+  on conflict do nothing returning * into e;
   is_new := found;
   if is_new then
+    perform orc._queue_events(array[e]);
     select exists (select from orc._listeners(tenant, topic)),
            exists (select from orchestrator.wait w where w.tenant_id = _emit.tenant and w.topic = _emit.topic and w.state = 'waiting')
     into v_is_met, v_is_awaited;
     if v_is_met then
-      met := orc._meet_tasks(array(select e from orchestrator.event e where e.tenant_id = _emit.tenant and e.id = event_id));
+      met := orc._meet_tasks(array[e]);
     end if;
     if v_is_awaited then
       perform pg_notify('orc_events', '');
@@ -95,6 +98,7 @@ grant execute on function orc.emit_event(text, text, jsonb, uuid, text) to orc_a
 create function orc._emit_recorded(events jsonb) returns void
 language plpgsql as $$
 declare
+  v_events orchestrator.event[];
   v_met uuid[];
 begin
   perform orc._check_event(e.tenant, e.topic, e.payload, null, e.source)
@@ -102,10 +106,13 @@ begin
   with said as materialized (
     select * from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, source text, payload jsonb)),
   written as (
-    insert into orchestrator.event (tenant_id, topic, source, payload, hops)
-    select s.tenant, s.topic, s.source, s.payload, orc._hops_of(s.tenant, s.run) from said s where s.topic <> '$condition'
+    insert into orchestrator.event (tenant_id, topic, source, payload, hops, position)
+    select s.tenant, s.topic, s.source, s.payload, orc._hops_of(s.tenant, s.run), orc._next_position(s.tenant)
+    from said s where s.topic <> '$condition'
     returning event)
-  select orc._meet_tasks(array_agg(w.event)) into v_met from written w;
+  select array_agg(w.event) into v_events from written w;
+  v_met := orc._meet_tasks(v_events);
+  perform orc._queue_events(v_events);
   perform orc._judge(e.tenant, e.run, e.payload)
   from (select * from jsonb_to_recordset(events) as e(tenant text, run uuid, topic text, payload jsonb)
         where e.topic = '$condition' order by e.tenant, e.run) as e;

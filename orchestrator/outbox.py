@@ -1,0 +1,44 @@
+"""What is to leave, over HTTP: where it goes, how far behind that is, and another try."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .wire import Call, Endpoint, Instant
+
+
+class SinkState(msgspec.Struct):
+    """Where messages go. `backlog` and `aside` are counted up to 10,000."""
+
+    name: str
+    state: str
+    backlog: int
+    oldest_seconds: float | None
+    aside: int
+    problem: str | None
+    failed_since: Instant | None
+
+
+class Retried(msgspec.Struct):
+    """How many messages were brought back."""
+
+    count: int
+
+
+async def _sinks(call: Call) -> list[dict[str, Any]]:
+    return await call.app.pool.call("list_sinks")
+
+
+async def _retry(call: Call) -> Retried:
+    row = await call.app.pool.call_one("retry_messages", sink=call.path["sink"])
+    return Retried(row["retry_messages"])
+
+
+ENDPOINTS = [
+    Endpoint("GET", "/ops/sinks", "list_sinks", returns=list[SinkState], scope="admin",
+             handler=_sinks, summary="Where messages go, and how far behind each place is"),
+    Endpoint("POST", "/ops/sinks/{sink}/retry", "retry_messages", returns=Retried, scope="admin",
+             handler=_retry, summary="Delivers again what was moved aside"),
+]  # fmt: skip
