@@ -221,7 +221,11 @@ def _operation(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
         "tags": [endpoint.tag],
         "summary": summary,
         "description": description,
-        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, types)],
+        "parameters": [
+            *_path_parameters(endpoint),
+            *_query_parameters(endpoint, types),
+            *_header_parameters(endpoint),
+        ],
         "requestBody": _request_body(types.of(endpoint.verb, "body")),
         "responses": _responses(endpoint, types),
         "security": _security(endpoint),
@@ -246,6 +250,27 @@ def _path_parameters(endpoint: Endpoint) -> list[Schema]:
         }
         for name, convertor in PARAMETER.findall(endpoint.path)
     ]
+
+
+IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same request with the same key is answered alike for 24 hours.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+PREFER: Schema = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=N`: answers with the finished run, if it ends within N seconds (60).",
+    "schema": {"type": "string", "examples": ["wait=10"]},
+}
+
+
+def _header_parameters(endpoint: Endpoint) -> list[Schema]:
+    keys = [IDEMPOTENCY_KEY] if endpoint.method == "POST" else []
+    return keys + ([PREFER] if endpoint.finished else [])
 
 
 def _query_parameters(endpoint: Endpoint, types: _Types) -> list[Schema]:
@@ -282,7 +307,8 @@ def _request_body(schema: Schema | None) -> Schema | None:
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
     refused = {str(status): _shared("responses", _name(status)) for status in _failures(endpoint)}
-    return {str(endpoint.status): _answer(endpoint, types)} | refused
+    statuses = {200, 202} if endpoint.finished else {endpoint.status}
+    return {str(status): _answer(endpoint, types) for status in sorted(statuses)} | refused
 
 
 def _answer(endpoint: Endpoint, types: _Types) -> Schema:
@@ -301,15 +327,17 @@ def _answer(endpoint: Endpoint, types: _Types) -> Schema:
 
 def _failures(endpoint: Endpoint) -> list[int]:
     """The statuses that this row can be refused with."""
-    statuses = {500, 503, *endpoint.errors}
+    statuses = {422, 500, 503, *endpoint.errors}
     if endpoint.scope is not None:
         statuses |= {401, 403} if endpoint.scope else {401}
     if PARAMETER.search(endpoint.path):
         statuses |= {404}
+    if endpoint.method != "GET":
+        statuses |= {413}
+    if endpoint.method == "POST":
+        statuses |= {409}  # of its Idempotency-Key
     if endpoint.body is not None:
-        statuses |= {413, 415, 422}
-    if endpoint.query is not None:
-        statuses |= {422}
+        statuses |= {415}
     return sorted(statuses)
 
 

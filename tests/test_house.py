@@ -22,7 +22,7 @@ SQL = ROOT / "sql"
 FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
              "items", "reflex", "outbox", "ops"]  # fmt: skip
-TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "shape"]
+TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "shape", "repeats", "waiting"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
 TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]
