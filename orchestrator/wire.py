@@ -170,8 +170,8 @@ def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
     """Texts of a query or a path into their types."""
     if any("\0" in name or "\0" in str(value) for name, value in values.items()):
         raise _malformed([_place([], "a NUL character can't be kept", "character")], where)
-    if times := [*_numbers_for_times(values, kind)]:
-        raise _malformed(times, where)
+    if lax := [*_too_lax(values, kind)]:
+        raise _malformed(lax, where)
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -179,14 +179,17 @@ def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
         raise _malformed(found, where) from None
 
 
-def _numbers_for_times(values: Mapping[str, Any], kind: Any) -> Iterator[Place]:
-    """msgspec would take them for seconds since 1970."""
+def _too_lax(values: Mapping[str, Any], kind: Any) -> Iterator[Place]:
+    """msgspec would take `null` for nothing, and numbers for seconds since 1970, or yes and no."""
     for field in msgspec.structs.fields(kind):
-        text = values.get(field.encode_name)
-        if text and _bare(field.type, text)[0] is datetime and "T" not in text.upper():
-            yield _place(
-                [field.encode_name], "expected a time such as 2026-03-01T08:30:00Z", "value"
-            )
+        text, bare = str(values.get(field.encode_name, "")), _bare(field.type, 1)[0]
+        if text.lower() == "null" and bare is not str:
+            yield _place([field.encode_name], "null is nothing: leave it out", "value")
+        elif text and bare is datetime and "T" not in text.upper():
+            text = "expected a time such as 2026-03-01T08:30:00Z"
+            yield _place([field.encode_name], text, "value")
+        elif text and bare is bool and text not in {"true", "false"}:
+            yield _place([field.encode_name], "expected true or false", "value")
 
 
 def typed(value: Any, kind: Any, where: str = "body") -> Any:

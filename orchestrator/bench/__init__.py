@@ -23,6 +23,7 @@ from .crowds import fairness, tenants_1000
 from .drains import drain_1p, drain_2p, drain_backlog_1m, drain_held_snapshot, drain_history_1m
 from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
+from .lists import list_runs_1m
 from .moments import blocked_key, pickup
 from .place import Place, open_place
 from .report import note, show, show_json
@@ -43,6 +44,7 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         blocked_key,
         fairness,
         tenants_1000,
+        list_runs_1m,
     )
 }
 
