@@ -220,7 +220,7 @@ async def _act(endpoint: Endpoint, call: Call) -> Reply:
 async def _verb(endpoint: Endpoint, call: Call) -> Any:
     """The endpoint's verb with every field of path, query and body as an argument."""
     arguments: dict[str, Any] = dict(call.path)
-    if call.principal is not None:
+    if call.principal is not None and endpoint.of_tenant:
         arguments["tenant"] = call.principal.tenant_id
     for part in (call.query, call.body):
         if part is not None:

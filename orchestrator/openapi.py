@@ -319,7 +319,7 @@ def _answer(endpoint: Endpoint, types: _Types) -> Schema:
         "headers": _headers(),
     }
     if schema is None:
-        schema = {} if endpoint.content_type == JSON else {"type": "string"}
+        schema = {} if endpoint.content_type.endswith("json") else {"type": "string"}
     if endpoint.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         answer["content"] = {endpoint.content_type: {"schema": schema}}
     return answer

@@ -36,15 +36,30 @@ def examine(running: Running, folder: Path, *options: str) -> str:
     return done.stdout
 
 
-async def served(serve: Serve, conn: db.Connection) -> Running:
+GOOD = {
+    "title": "T", "schedule_kind": "cron", "schedule_expr": "30 8 * * *",
+    "payload": {"pipeline": [{"id": "a", "uses": "set", "with": {"x": 1}}]},
+}  # fmt: skip
+
+
+async def served(serve: Serve, conn: db.Connection, folder: Path) -> Running:
+    """With a task and a run, whose ids stand in paths, so that not all is 404."""
     await db.call(conn, "ensure_system_agent")
-    return await serve()
+    running = await serve()
+    headers = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
+    made = await running.client.post("/tasks", json=GOOD, headers=headers)
+    task = made.json()["id"]
+    ran = await running.client.post(f"/tasks/{task}/run_now", headers=headers)
+    run = ran.json()["details"]["run_id"]
+    config = f'[parameters]\n"path.task" = "{task}"\n"path.run" = "{run}"\n'
+    (folder / "schemathesis.toml").write_text(config)
+    return running
 
 
 async def test_the_service_answers_as_its_document_says(
     serve: Serve, conn: db.Connection, tmp_path: Path
 ) -> None:
-    running = await served(serve, conn)
+    running = await served(serve, conn, tmp_path)
     options = ["--phases", "examples,coverage", "--mode", "all", "--seed", "1", "--max-time", "20"]
     await asyncio.to_thread(examine, running, tmp_path, *options)
 
@@ -53,7 +68,7 @@ async def test_the_service_answers_as_its_document_says(
 async def test_the_service_answers_as_its_document_says_for_long(
     serve: Serve, conn: db.Connection, tmp_path: Path
 ) -> None:
-    running = await served(serve, conn)
+    running = await served(serve, conn, tmp_path)
     options = ["--phases", "examples,coverage,fuzzing,stateful", "--mode", "all",
                "--max-examples", "60", "--workers", "2"]  # fmt: skip
     await asyncio.to_thread(examine, running, tmp_path, *options)
