@@ -54,10 +54,22 @@ from .errors import (
     TooLarge,
     WrongContentType,
 )
+from .limiter import Limiter
 from .sinks import redis
 from .steps import listing
 from .telemetry import log
-from .wire import Call, Endpoint, Place, Reply, as_problem, convert, decode, encode, problem
+from .wire import (
+    Call,
+    Endpoint,
+    Place,
+    Principal,
+    Reply,
+    as_problem,
+    convert,
+    decode,
+    encode,
+    problem,
+)
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
@@ -92,6 +104,7 @@ class Api:
         self.draining = False
         self.gauges = ops.Gauges()
         self.waiting = waiting.Waiting(self.pool)
+        self.limiter = Limiter(config)
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -174,20 +187,14 @@ def _route(api: Api, endpoint: Endpoint) -> Route:
 
 
 async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Reply:
-    principal = None
-    if endpoint.scope is not None:
-        client = request.client.host if request.client else None
-        headers = request.headers
-        principal = await auth.authenticate(
-            api, headers.get("authorization"), client, headers.get("host", "")
-        )
-        auth.require(principal, endpoint.scope)
+    principal = await _caller(api, endpoint, request)
     call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
     values = _query(request)
     call.query = convert(values, endpoint.query or NoQuery, "query")
     raw = await _body(request, endpoint, api.config)
     if endpoint.body is not None:
-        call.body = decode(raw, endpoint.body)
+        kind = endpoint.bodies.get(_content_type(request), endpoint.body)
+        call.body = decode(raw, kind)
         _refuse_disagreement(call)
     elif raw.strip() not in NOTHING:
         raise Malformed(f"{request.method} {request.url.path} takes no body")
@@ -215,6 +222,24 @@ async def _act(endpoint: Endpoint, call: Call) -> Reply:
     answer = endpoint.handler(call) if endpoint.handler else _verb(endpoint, call)
     result = await answer
     return result if isinstance(result, Reply) else Reply(body=result, status=endpoint.status)
+
+
+async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal | None:
+    """Who asks, if that matters. Who has no key is counted, too, by address."""
+    address = request.client.host if request.client else ""
+    who, principal, headers = address, None, request.headers
+    try:
+        if endpoint.scope is not None:
+            principal = await auth.authenticate(
+                api, headers.get("authorization"), address, headers.get("host", "")
+            )
+            who = f"{principal.tenant_id}:{principal.id}"
+    finally:
+        if endpoint.path not in QUIET:
+            request.scope["limits"] = await api.limiter.take(who, endpoint.method)
+    if principal is not None and endpoint.scope is not None:
+        auth.require(principal, endpoint.scope)
+    return principal
 
 
 async def _verb(endpoint: Endpoint, call: Call) -> Any:
@@ -246,13 +271,17 @@ def _query(request: Request) -> dict[str, Any]:
     return values
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 NOTHING = (b"", b"{}", b"null")
 
 
 async def _body(request: Request, endpoint: Endpoint, config: Config) -> bytes:
     if endpoint.method == "GET":
         return b""  # nobody asks for it
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if endpoint.body is not None and kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"
@@ -362,7 +391,8 @@ class Shell:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, request_id, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                _add_headers(message, request_id, seconds, scope.get("limits", {}))
             async with asyncio.timeout(SLOW_READER_SECONDS):
                 await send(message)
 
@@ -381,10 +411,15 @@ def _request_id(scope: Scope) -> str:
     return str(uuid.uuid4())
 
 
-def _add_headers(message: Message, request_id: str, seconds: float) -> None:
+def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    ours = {**SECURITY, "X-Request-ID": request_id, "X-Process-Time": f"{seconds * 1000:.2f}"}
+    ours = {
+        **SECURITY,
+        **limits,
+        "X-Request-ID": request_id,
+        "X-Process-Time": f"{seconds * 1000:.2f}",
+    }
     for name, value in ours.items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))

@@ -186,6 +186,7 @@ class _Types:
         kinds: dict[tuple[str, ...], Any] = {("problem",): ProblemBody}
         for row in endpoints:
             kinds |= {(row.verb, "body"): row.body, (row.verb, "returns"): row.returns}
+            kinds |= {(row.verb, "body", kind): body for kind, body in row.bodies.items()}
             kinds |= {(row.verb, "query", f.encode_name): f.type for f in self.fields[row.verb]}
         given = {key: kind for key, kind in kinds.items() if kind is not None}
         schemas, named = msgspec.json.schema_components(given.values(), ref_template=REFERENCE)
@@ -226,7 +227,7 @@ def _operation(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
             *_query_parameters(endpoint, types),
             *_header_parameters(endpoint),
         ],
-        "requestBody": _request_body(types.of(endpoint.verb, "body")),
+        "requestBody": _request_body(endpoint, types),
         "responses": _responses(endpoint, types),
         "security": _security(endpoint),
     }
@@ -298,11 +299,13 @@ def _without_null(schema: Schema) -> Schema:
     return outer | ({"anyOf": members} if members else {})
 
 
-def _request_body(schema: Schema | None) -> Schema | None:
+def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
+    schema = types.of(endpoint.verb, "body")
     if schema is None:
         return None
     required = {"type": "null"} not in schema.get("anyOf", [])
-    return {"required": required, "content": {JSON: {"schema": schema}}}
+    others = {kind: {"schema": types.of(endpoint.verb, "body", kind)} for kind in endpoint.bodies}
+    return {"required": required, "content": {JSON: {"schema": schema}, **others}}
 
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
     of_tenant: bool = True  # its verb takes the caller's tenant
+    bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
     finished: Callable[[Any, Any], Any] | None = None  # the body when its run has ended, too
     body_limit: int = 0  # in bytes, where it is more than any route takes

@@ -25,6 +25,7 @@ from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
 from .lists import list_runs_1m
 from .moments import blocked_key, pickup
+from .pipelines import condition_us, http_1000, template_us, three_calls, three_sets
 from .place import Place, open_place
 from .report import note, show, show_json
 
@@ -45,6 +46,11 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         fairness,
         tenants_1000,
         list_runs_1m,
+        three_sets,
+        three_calls,
+        http_1000,
+        template_us,
+        condition_us,
     )
 }
 
