@@ -393,3 +393,14 @@ async def test_a_drain_answers_those_who_wait(house: House) -> None:
         await asyncio.sleep(0.01)
     house.running.api.drain()
     assert (await asyncio.wait_for(wait, 5)).status_code == 202
+
+
+async def test_the_bounds_of_times_agree_with_the_times_that_are_shown(conn: db.Connection) -> None:
+    cursor = await conn.execute(
+        b"""select count(*) as n
+            from (select orchestrator.new_id() as id from generate_series(1, 5000)) i,
+              lateral (select orchestrator.id_time(i.id) as shown) t
+            where i.id > orc._id_before(t.shown)
+              and i.id <= orc._id_before(t.shown + interval '1 microsecond')"""
+    )
+    assert await cursor.fetchone() == {"n": 5000}

@@ -54,6 +54,13 @@ language sql immutable as $$
 $$;
 comment on function orc._wanted_states(jsonb) is 'The states that a filter asks for; null: any.';
 
+-- A run's time is its id's, to the next microsecond; ids have finer parts of it. So the bound is the last id before that.
+create function orc._id_before(instant timestamptz) returns uuid
+language sql immutable strict parallel safe as $$
+  select encode(int8send(orchestrator._id_head(instant - interval '1 microsecond')) || '\xffffffffffffffff', 'hex')::uuid
+$$;
+comment on function orc._id_before(timestamptz) is 'The last id whose time, as orchestrator.id_time says it, is before an instant.';
+
 create function orc._check_filter(filter jsonb) returns void
 language plpgsql as $$
 begin
@@ -74,20 +81,22 @@ declare
   v_states constant text[] := orc._wanted_states(filter);
   v_live constant boolean := coalesce(v_states && '{ready,running,scheduled,blocked,waiting}', true);
   v_ended constant boolean := coalesce(v_states && '{succeeded,failed,canceled,skipped}', true);
-  v_from constant uuid := coalesce(orchestrator.id_floor((filter ->> 'start_time')::timestamptz), '00000000-0000-0000-0000-000000000000');
-  v_to constant uuid := least(orchestrator.id_floor((filter ->> 'end_time')::timestamptz), before, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+  v_from constant uuid := coalesce(orc._id_before((filter ->> 'start_time')::timestamptz), '00000000-0000-0000-0000-000000000000');
+  v_to constant uuid := coalesce(orc._id_before((filter ->> 'end_time')::timestamptz), 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+  v_before constant uuid := coalesce(before, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
 begin
   return array(
     select f.id from (
       (select r.id from orchestrator.run r
-       where v_ended and r.tenant_id = tenant and r.id >= v_from and r.id < v_to and (v_states is null or r.state = any (v_states))
+       where v_ended and r.tenant_id = tenant and r.id > v_from and r.id <= v_to and r.id < v_before and (v_states is null or r.state = any (v_states))
          and orc._fits(filter, r.kind, r.task_id, r.flow_id, r.queue, r.error, r.labels)
          and (owner is null or r.task_id is null or exists (select from orchestrator.task t
                                        where t.tenant_id = tenant and t.id = r.task_id and t.created_by = owner))
        order by r.id desc limit most)
       union all
       (select d.run_id from orchestrator.due_work d
-       where v_live and d.tenant_id = tenant and d.run_id >= v_from and d.run_id < v_to and (v_states is null or d.state = any (v_states))
+       where v_live and d.tenant_id = tenant and d.run_id > v_from and d.run_id <= v_to and d.run_id < v_before
+         and (v_states is null or d.state = any (v_states))
          and orc._fits(filter, d.kind, d.task_id, d.flow_id, d.queue, d.error, d.labels)
          and (owner is null or d.task_id is null or exists (select from orchestrator.task t
                                        where t.tenant_id = tenant and t.id = d.task_id and t.created_by = owner))
@@ -100,12 +109,12 @@ comment on function orc._find_runs(text, jsonb, uuid, uuid, integer) is 'The new
 create function orc._find_retryable(tenant text, filter jsonb, owner uuid, most integer) returns uuid[]
 language plpgsql stable set plan_cache_mode = force_custom_plan set jit = off as $$
 declare
-  v_from constant uuid := orchestrator.id_floor(coalesce((filter ->> 'start_time')::timestamptz, '-infinity'));
-  v_to constant uuid := coalesce(orchestrator.id_floor((filter ->> 'end_time')::timestamptz), 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+  v_from constant uuid := coalesce(orc._id_before((filter ->> 'start_time')::timestamptz), '00000000-0000-0000-0000-000000000000');
+  v_to constant uuid := coalesce(orc._id_before((filter ->> 'end_time')::timestamptz), 'ffffffff-ffff-ffff-ffff-ffffffffffff');
 begin
   return array(
     select r.id from orchestrator.run r
-    where r.tenant_id = tenant and r.state = 'failed' and r.id >= v_from and r.id < v_to
+    where r.tenant_id = tenant and r.state = 'failed' and r.id > v_from and r.id <= v_to
       and coalesce('failed' = any (orc._wanted_states(filter)), true)
       and orc._fits(filter, r.kind, r.task_id, r.flow_id, r.queue, r.error, r.labels)
       and (owner is null or r.task_id is null or exists (select from orchestrator.task t
