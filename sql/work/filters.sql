@@ -54,10 +54,12 @@ language sql immutable as $$
 $$;
 comment on function orc._wanted_states(jsonb) is 'The states that a filter asks for; null: any.';
 
--- A run's time is its id's, to the next microsecond; ids have finer parts of it. So the bound is the last id before that.
+-- A run's time is its id's, to the next microsecond of that millisecond; ids have finer parts of it. So the bound is the last
+-- id of the microsecond before: at the turn of a millisecond, the last of all.
 create function orc._id_before(instant timestamptz) returns uuid
 language sql immutable strict parallel safe as $$
-  select encode(int8send(orchestrator._id_head(instant - interval '1 microsecond')) || '\xffffffffffffffff', 'hex')::uuid
+  select encode(int8send(orchestrator._id_head(instant - interval '1 microsecond')
+                         | case when date_part('microseconds', instant)::bigint % 1000 = 0 then 4095 else 0 end) || '\xffffffffffffffff', 'hex')::uuid
 $$;
 comment on function orc._id_before(timestamptz) is 'The last id whose time, as orchestrator.id_time says it, is before an instant.';
 
