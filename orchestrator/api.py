@@ -7,16 +7,15 @@ error body. No route has code here: a vertical's table says what it needs.
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-import psycopg
-from psycopg import errors as pg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -36,27 +35,26 @@ from . import (
     ops,
     outbox,
     pipelines,
+    repeats,
     schedules,
     streams,
     telemetry,
+    waiting,
     web,
+    wire,
+    work,
 )
 from .config import Config
 from .db import Pool
 from .errors import (
-    Conflict,
-    Invalid,
     Malformed,
     MethodNotAllowed,
+    NotFound,
     Problem,
-    Refused,
     RouteNotFound,
     Slow,
     TooLarge,
-    Unavailable,
     WrongContentType,
-    is_lost,
-    is_rolled_back,
 )
 from .limiter import Limiter
 from .sinks import redis
@@ -69,6 +67,7 @@ from .wire import (
     Principal,
     Reply,
     Stream,
+    as_problem,
     convert,
     decode,
     encode,
@@ -79,6 +78,7 @@ ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
     *auth.ENDPOINTS,
     *schedules.ENDPOINTS,
+    *work.ENDPOINTS,
     *events.ENDPOINTS,
     *streams.ENDPOINTS,
     *outbox.ENDPOINTS,
@@ -108,6 +108,7 @@ class Api:
         self.started_at = time.monotonic()
         self.draining = False
         self.gauges = ops.Gauges()
+        self.waiting = waiting.Waiting(self.pool)
         self.limiter = Limiter(config)
         self.streams = streams.Hub(self.pool, config.stream_limit)
 
@@ -131,11 +132,21 @@ class Api:
             return [{"loc": ["body", "schedule_expr"], "msg": str(error), "type": "expression"}]
         return []
 
+    async def steps_before(self, document: Any, step: str) -> list[str]:
+        """The outermost steps of a pipeline that don't come after one of them."""
+        report = await asyncio.to_thread(pipelines.check, document)
+        listed = [one.id for one in report.pipeline.steps] if report.pipeline else []
+        if report.pipeline is None or step not in listed:
+            text = f"The run's pipeline has no outermost step {step!r}"
+            raise Problem(text, kind=NotFound, hint=f"it has {', '.join(listed)}")
+        return pipelines.steps_before(report.pipeline, step)
+
     def drain(self) -> None:
         if not self.draining:
             log("draining")
         self.draining = True
         self.streams.close()
+        self.waiting.close()
 
 
 def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
@@ -178,23 +189,50 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
 def _route(api: Api, endpoint: Endpoint) -> Route:
     async def answer(request: Request) -> Response:
         request.scope["route_path"] = endpoint.path
-        return _response(endpoint, await _answer(api, endpoint, request))
+        return _response(await _answer(api, endpoint, request))
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=endpoint.verb)
 
 
-async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
+async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Reply:
     principal = await _caller(api, endpoint, request)
     call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
-    if endpoint.query is not None:
-        call.query = convert(_query(request), endpoint.query, "query")
+    values = _query(request)
+    call.query = convert(values, endpoint.query or NoQuery, "query")
+    raw = await _body(request, endpoint, api.config)
     if endpoint.body is not None:
         kind = endpoint.bodies.get(_content_type(request), endpoint.body)
-        call.body = decode(await _body(request, api.config), kind)
+        call.body = decode(raw, kind)
         _refuse_disagreement(call)
-    if endpoint.handler is not None:
-        return await endpoint.handler(call)
-    return await _verb(api, endpoint, call)
+    elif raw.strip() not in NOTHING:
+        raise Malformed(f"{request.method} {request.url.path} takes no body")
+    target = f"{request.url.path}?{request.url.query}"
+    keys = request.headers.getlist("idempotency-key")
+    if said := repeats.asked(keys, endpoint, call, target, raw):
+        reply = await repeats.once(api.pool, said, lambda held: _within(held, endpoint, call))
+    else:
+        reply = await _act(endpoint, call)
+    return await api.waiting.answer(endpoint, call, reply)
+
+
+class NoQuery(wire.Request):
+    """A route that takes no query."""
+
+
+async def _within(held: repeats.Held, endpoint: Endpoint, call: Call) -> Reply:
+    """The same with all calls of the handler in one transaction."""
+    app = copy.copy(call.app)
+    app.pool = cast(Pool, held)
+    return await _act(endpoint, msgspec.structs.replace(call, app=app))
+
+
+async def _act(endpoint: Endpoint, call: Call) -> Reply:
+    answer = endpoint.handler(call) if endpoint.handler else _verb(endpoint, call)
+    result = await answer
+    if isinstance(result, Reply):
+        return result
+    kind = endpoint.content_type if isinstance(result, Stream) else "application/json"
+    return Reply(body=result, status=endpoint.status, content_type=kind)
 
 
 async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal | None:
@@ -215,7 +253,7 @@ async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal |
     return principal
 
 
-async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
+async def _verb(endpoint: Endpoint, call: Call) -> Any:
     """The endpoint's verb with every field of path, query and body as an argument."""
     arguments: dict[str, Any] = dict(call.path)
     if call.principal is not None and endpoint.of_tenant:
@@ -224,8 +262,8 @@ async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
         if part is not None:
             arguments |= {name: getattr(part, name) for name in part.__struct_fields__}
     if getattr(endpoint.returns, "__origin__", None) is list:
-        return await api.pool.call(endpoint.verb, **arguments)
-    return await api.pool.call_one(endpoint.verb, **arguments)
+        return await call.app.pool.call(endpoint.verb, **arguments)
+    return await call.app.pool.call_one(endpoint.verb, **arguments)
 
 
 def _path(request: Request) -> dict[str, str]:
@@ -248,15 +286,20 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _body(request: Request, config: Config) -> bytes:
+NOTHING = (b"", b"{}", b"null")
+
+
+async def _body(request: Request, endpoint: Endpoint, config: Config) -> bytes:
+    if endpoint.method == "GET":
+        return b""  # nobody asks for it
     kind = _content_type(request)
-    if kind != "application/json" and not kind.endswith("+json"):
+    if endpoint.body is not None and kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"
         )
     try:
         async with asyncio.timeout(config.body_timeout):
-            return await _read(request, config.body_limit)
+            return await _read(request, max(endpoint.body_limit, config.body_limit))
     except TimeoutError:
         seconds = config.body_timeout
         raise Slow(f"The body took longer than {seconds:g} s", headers=CLOSE) from None
@@ -304,10 +347,9 @@ class Streaming(StreamingResponse):
             self.stream.close()
 
 
-def _response(endpoint: Endpoint, result: Any) -> Response:
-    if isinstance(result, Stream):
-        return Streaming(result, endpoint.content_type)
-    reply = result if isinstance(result, Reply) else Reply(body=result, status=endpoint.status)
+def _response(reply: Reply) -> Response:
+    if isinstance(reply.body, Stream):
+        return Streaming(reply.body, reply.content_type)
     body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
     return Response(
         b"" if reply.status == 204 else body,
@@ -356,49 +398,6 @@ class Errors:
             if started:
                 raise
             await _problem_response(as_problem(error), scope)(scope, receive, send)
-
-
-def as_problem(error: Exception) -> Problem:
-    """What the caller may know about an exception."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, Refused):
-        return _said_by_verb(error, type(error), error.diag.message_primary)
-    if isinstance(error, psycopg.Error):
-        return _said_by_postgres(error)
-    log("request_failed", "error", exc_info=error)
-    return Problem("Something broke on our side", hint="the request id finds it in the log")
-
-
-def _said_by_postgres(error: psycopg.Error) -> Problem:
-    constraint = (error.diag.constraint_name or "").replace("_", " ")
-    if is_lost(error):
-        return Unavailable("The database can't be reached")
-    if is_rolled_back(error):
-        return Unavailable("The database is busy with the same rows")
-    if isinstance(error, pg.UniqueViolation | pg.ForeignKeyViolation | pg.ExclusionViolation):
-        return _said_by_verb(error, Conflict, f"This would break: {constraint}")
-    if isinstance(error, pg.IntegrityError):
-        return _said_by_verb(error, Invalid, f"This would break: {constraint or 'a rule'}")
-    if isinstance(error, pg.DataError):
-        return _said_by_verb(error, Invalid, "A value can't be kept by the database")
-    log("request_failed", "error", exc_info=error)
-    return Problem("Something broke on our side", hint="the request id finds it in the log")
-
-
-def _said_by_verb(error: psycopg.Error, kind: type[Refused], message: str | None) -> Problem:
-    """With the status of a SQLSTATE. Postgres' own details stay: they may hold foreign rows."""
-    said = error.diag if isinstance(error, Refused) else None
-    message = message or kind.error
-    which = said.message_detail if said else None
-    place = {"loc": ["body"], "msg": which or message, "type": "value"}
-    return Problem(
-        message,
-        detail=[place] if kind is Invalid else None,
-        hint=said.message_hint if said else None,
-        which=which,
-        kind=kind,
-    )
 
 
 class Shell:

@@ -267,12 +267,14 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
             raise RuntimeError(f"orc.{verb} answered with {len(rows)} rows instead of one")
         return rows[0]
 
-    async def together(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def together(
+        self, work: Callable[[Connection], Awaitable[T]], seconds: float | None = None
+    ) -> T:
         """Calls in one transaction; all of them again when it was rolled back by others."""
 
         async def once() -> T:
             async with self.connection() as connection:
-                with guarded(connection):
+                with guarded(connection, seconds):
                     async with connection.transaction():
                         return await work(connection)
 

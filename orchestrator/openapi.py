@@ -84,6 +84,10 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The lease is no longer yours: it ran out, or the work was taken back.",
         "Drop this work without reporting it, and ask for the next.",
     ),
+    "stale": (
+        "`If-Match` names a version that is no more: somebody has changed it since it was read.",
+        "Read it again, decide again, and send the ETag that it has now.",
+    ),
     "too_large": (
         "The body is larger than this path accepts.",
         "Send less at once, in several requests.",
@@ -261,6 +265,31 @@ def _path_parameters(endpoint: Endpoint) -> list[Schema]:
     ]
 
 
+IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same request with the same key is answered alike for 24 hours.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+PREFER: Schema = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=N`: answers with the finished run, if it ends within N seconds (60).",
+    "schema": {"type": "string", "examples": ["wait=10"]},
+}
+
+
+def _header_parameters(endpoint: Endpoint) -> list[Schema]:
+    taken = {
+        "Idempotency-Key": endpoint.method == "POST",
+        "Prefer": bool(endpoint.finished),
+        "Last-Event-ID": endpoint.content_type == "text/event-stream",
+    }
+    return [said for said in (IDEMPOTENCY_KEY, PREFER, LAST_EVENT_ID) if taken[said["name"]]]
+
+
 def _query_parameters(endpoint: Endpoint, types: _Types) -> list[Schema]:
     return [
         _query_parameter(field, types.of(endpoint.verb, "query", field.encode_name) or {})
@@ -286,10 +315,6 @@ def _without_null(schema: Schema) -> Schema:
     return outer | ({"anyOf": members} if members else {})
 
 
-def _header_parameters(endpoint: Endpoint) -> list[Schema]:
-    return [LAST_EVENT_ID] if endpoint.content_type == "text/event-stream" else []
-
-
 def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
     schema = types.of(endpoint.verb, "body")
     if schema is None:
@@ -301,7 +326,8 @@ def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
     refused = {str(status): _shared("responses", _name(status)) for status in _failures(endpoint)}
-    return {str(endpoint.status): _answer(endpoint, types)} | refused
+    statuses = {200, 202} if endpoint.finished else {endpoint.status}
+    return {str(status): _answer(endpoint, types) for status in sorted(statuses)} | refused
 
 
 def _answer(endpoint: Endpoint, types: _Types) -> Schema:
@@ -312,7 +338,7 @@ def _answer(endpoint: Endpoint, types: _Types) -> Schema:
         "headers": _headers(),
     }
     if schema is None:
-        schema = {} if endpoint.content_type == JSON else {"type": "string"}
+        schema = {} if endpoint.content_type.endswith("json") else {"type": "string"}
     if endpoint.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         answer["content"] = {endpoint.content_type: {"schema": schema}}
     return answer
@@ -320,15 +346,17 @@ def _answer(endpoint: Endpoint, types: _Types) -> Schema:
 
 def _failures(endpoint: Endpoint) -> list[int]:
     """The statuses that this row can be refused with."""
-    statuses = {500, 503, *endpoint.errors}
+    statuses = {422, 500, 503, *endpoint.errors}
     if endpoint.scope is not None:
         statuses |= {401, 403} if endpoint.scope else {401}
     if PARAMETER.search(endpoint.path):
         statuses |= {404}
+    if endpoint.method != "GET":
+        statuses |= {413}
+    if endpoint.method == "POST":
+        statuses |= {409}  # of its Idempotency-Key
     if endpoint.body is not None:
-        statuses |= {413, 415, 422}
-    if endpoint.query is not None:
-        statuses |= {422}
+        statuses |= {415}
     return sorted(statuses)
 
 

@@ -17,10 +17,22 @@ from itertools import accumulate
 from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
 
 import msgspec
+import psycopg
+from psycopg import errors as pg
 
 from .config import Config
 from .db import Pool
-from .errors import Malformed, Problem
+from .errors import (
+    Conflict,
+    Invalid,
+    Malformed,
+    Problem,
+    Refused,
+    Unavailable,
+    is_lost,
+    is_rolled_back,
+)
+from .telemetry import log
 
 MAX_DEPTH = 32
 """The same bound as `orchestrator.json_is_bounded` in Postgres."""
@@ -33,6 +45,10 @@ NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A point in time: never without its zone."""
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
+Offset = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+"""Of a page. What lies further on is reached by the cursor of the page before."""
 
 
 class Place(TypedDict):
@@ -63,6 +79,8 @@ class Reply(msgspec.Struct, kw_only=True):
     status: int = 200
     content_type: str = "application/json"
     headers: dict[str, str] = {}
+    run: str | None = None  # that it started, for a caller who would wait
+    shown_once: bool = False  # it has a secret, and isn't kept to be shown again
 
 
 class Stream(msgspec.Struct):
@@ -87,6 +105,8 @@ class App(Protocol):
     async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]: ...
 
     async def condition_problems(self, source: str, roots: Sequence[str]) -> list[Place]: ...
+
+    async def steps_before(self, document: Any, step: str) -> list[str]: ...
 
 
 class Call(msgspec.Struct, kw_only=True):
@@ -121,6 +141,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     of_tenant: bool = True  # its verb takes the caller's tenant
     bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
+    finished: Callable[[Any, Any], Any] | None = None  # the body when its run has ended, too
+    body_limit: int = 0  # in bytes, where it is more than any route takes
 
     @property
     def tag(self) -> str:
@@ -158,11 +180,34 @@ def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
     """Texts of a query or a path into their types."""
     if any("\0" in name or "\0" in str(value) for name, value in values.items()):
         raise _malformed([_place([], "a NUL character can't be kept", "character")], where)
+    if lax := [*_too_lax(values, kind)]:
+        raise _malformed(lax, where)
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         found = list(_problems(values, kind, [], strict=False)) or [_whole(error)]
         raise _malformed(found, where) from None
+
+
+def _too_lax(values: Mapping[str, Any], kind: Any) -> Iterator[Place]:
+    """msgspec would take `null` for nothing, and numbers for seconds since 1970, or yes and no."""
+    for field in msgspec.structs.fields(kind):
+        text, bare = str(values.get(field.encode_name, "")), _bare(field.type, 1)[0]
+        if text.lower() == "null" and bare is not str:
+            yield _place([field.encode_name], "null is nothing: leave it out", "value")
+        elif text and bare is datetime and "T" not in text.upper():
+            text = "expected a time such as 2026-03-01T08:30:00Z"
+            yield _place([field.encode_name], text, "value")
+        elif text and bare is bool and text not in {"true", "false"}:
+            yield _place([field.encode_name], "expected true or false", "value")
+
+
+def typed(value: Any, kind: Any, where: str = "body") -> Any:
+    """A value that came with others, as a type of its own."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _malformed(list(_problems(value, kind, [])) or [_whole(error)], where) from None
 
 
 def _refuse_hostile(data: bytes) -> None:
@@ -203,11 +248,16 @@ def is_too_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
     return max(accumulate(memoryview(steps).cast("b")), default=0) > limit
 
 
+MOST_PROBLEMS = 100
+"""More aren't told at once."""
+
+
 def _malformed(places: list[Place], where: str) -> Malformed:
-    for place in places:
-        place["loc"].insert(0, where)
     count = f"{len(places)} problems" if len(places) > 1 else places[0]["msg"]
-    return Malformed(f"The {where} can't be used: {count}", detail=places)
+    told = places[:MOST_PROBLEMS]
+    for place in told:
+        place["loc"].insert(0, where)
+    return Malformed(f"The {where} can't be used: {count}", detail=told)
 
 
 def _place(loc: Sequence[str | int], msg: str, kind: str) -> Place:
@@ -219,6 +269,8 @@ def _problems_of_json(data: bytes, kind: Any, error: msgspec.ValidationError) ->
         value = msgspec.json.decode(data)
     except msgspec.ValidationError as number:  # out of range for Python
         return [_whole(number)]
+    except (msgspec.DecodeError, RecursionError) as syntax:  # it comes behind what was wrong first
+        return [_place([], f"not JSON: {syntax}", "syntax")]
     return list(_problems(value, kind, [])) or [_whole(error)]
 
 
@@ -309,4 +361,47 @@ def problem(error: Problem, instance: str, request_id: str) -> ProblemBody:
         details=error.details,
         request_id=request_id,
         timestamp=datetime.now(UTC),
+    )
+
+
+def as_problem(error: Exception) -> Problem:
+    """What the caller may know about an exception."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Refused):
+        return _said_by_verb(error, type(error), error.diag.message_primary)
+    if isinstance(error, psycopg.Error):
+        return _said_by_postgres(error)
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_postgres(error: psycopg.Error) -> Problem:
+    constraint = (error.diag.constraint_name or "").replace("_", " ")
+    if is_lost(error):
+        return Unavailable("The database can't be reached")
+    if is_rolled_back(error):
+        return Unavailable("The database is busy with the same rows")
+    if isinstance(error, pg.UniqueViolation | pg.ForeignKeyViolation | pg.ExclusionViolation):
+        return _said_by_verb(error, Conflict, f"This would break: {constraint}")
+    if isinstance(error, pg.IntegrityError):
+        return _said_by_verb(error, Invalid, f"This would break: {constraint or 'a rule'}")
+    if isinstance(error, pg.DataError):
+        return _said_by_verb(error, Invalid, "A value can't be kept by the database")
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_verb(error: psycopg.Error, kind: type[Refused], message: str | None) -> Problem:
+    """With the status of a SQLSTATE. Postgres' own details stay: they may hold foreign rows."""
+    said = error.diag if isinstance(error, Refused) else None
+    message = message or kind.error
+    which = said.message_detail if said else None
+    place = {"loc": ["body"], "msg": which or message, "type": "value"}
+    return Problem(
+        message,
+        detail=[place] if kind is Invalid else None,
+        hint=said.message_hint if said else None,
+        which=which,
+        kind=kind,
     )

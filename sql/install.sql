@@ -23,7 +23,7 @@ set local search_path = pg_catalog;
 -- The clock that tests can steer, ids that carry their time, bounds on json.
 \ir base/facts.sql
 
--- The migration ledger, and the register of tables that are partitioned by time.
+-- The migration ledger, the register of tables that are partitioned by time, and answers to requests.
 \ir base/tables.sql
 
 -- Tenants and principals: who owns, who acts; and tenants' secrets.
@@ -50,6 +50,9 @@ set local search_path = pg_catalog;
 -- Partitions: made ahead of time, dropped after their retention, and the view of them.
 \ir base/partitions.sql
 
+-- Equal requests are answered alike.
+\ir base/replies.sql
+
 -- The first agent, and whoami; secrets.
 \ir auth/functions.sql
 \ir auth/secrets.sql
@@ -71,6 +74,7 @@ set local search_path = pg_catalog;
 \ir pipelines/tools.sql
 \ir work/settle.sql
 \ir work/workers.sql
+\ir work/filters.sql
 \ir work/control.sql
 \ir pipelines/answers.sql
 
@@ -84,9 +88,11 @@ set local search_path = pg_catalog;
 \ir schedules/tick.sql
 \ir schedules/ledger.sql
 
--- Housekeeping, and work as people look at it.
+-- Housekeeping, and work as people look at it: views, and lists by filters.
 \ir work/keep.sql
 \ir work/views.sql
+\ir work/lists.sql
+\ir schedules/lists.sql
 
 -- How messages leave, and how those hear of changes who watch.
 \ir outbox/deliver.sql

@@ -50,6 +50,7 @@ def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
         "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
-        "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
+        "list_runs_1m", "three_sets", "three_calls", "http_1000", "template_us",
+        "condition_us",
         "fire_1000", "fire_single",
     ]  # fmt: skip

@@ -22,7 +22,8 @@ SQL = ROOT / "sql"
 FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
              "items", "reflex", "outbox", "streams", "ops"]  # fmt: skip
-TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "limiter", "shape"]
+TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "limiter", "shape", "repeats",
+         "waiting"]  # fmt: skip
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
 TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]

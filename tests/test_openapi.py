@@ -166,11 +166,11 @@ def test_rows_that_can_not_both_be_in_a_document_are_refused(row: Endpoint, word
 @pytest.mark.parametrize(
     ("verb", "statuses"),
     [
-        ("ping", "200 500 503"),
-        ("plant_tree", "201 401 403 413 415 422 500 503"),
+        ("ping", "200 422 500 503"),
+        ("plant_tree", "201 401 403 409 413 415 422 500 503"),
         ("find_trees", "200 401 403 422 500 503"),
-        ("get_tree", "200 401 404 500 503"),
-        ("fell_tree", "204 404 409 500 503"),
+        ("get_tree", "200 401 404 422 500 503"),
+        ("fell_tree", "204 404 409 413 422 500 503"),
         ("care", "200 404 413 415 422 500 503"),
     ],
 )

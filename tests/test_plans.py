@@ -6,12 +6,14 @@ Each verb runs in a session whose plans were made while the tables were empty, a
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from conftest import Connect
+from psycopg.types.json import Jsonb
 from test_work import Work, said
 
 from orchestrator import db
@@ -184,3 +186,86 @@ async def test_a_saturated_key_in_front_costs_another_claim_nothing(connect: Con
         buffers.append(plans.buffers())
     assert buffers[1] <= buffers[0] * 1.5 + 100, buffers
     await work.do("truncate orchestrator.due_work")
+
+
+# Lists
+
+
+async def fill_history(work: Work, rows: int) -> None:
+    """Runs of 24 days, some of them failed, canceled or of no task; one task has few of them."""
+    await work.enqueue(tenant="t")
+    await work.do("truncate orchestrator.due_work")
+    await work.do(
+        """
+        set role orc_owner;
+        select (orc._make_partition(r, orchestrator.now() - n * interval '1 day')).action
+        from orchestrator.partitioned r, generate_series(1, 24) n where r.table_name = 'run';
+        reset role;
+        """
+    )
+    await work.do(
+        f"""
+        insert into orchestrator.run (
+          tenant_id, id, pipeline_id, task_id, due_at, finished_at, epoch, attempt, max_attempts,
+          priority, state, queue, kind, output, error)
+        select 't', orchestrator.id_floor(orchestrator.now() - n * interval '2 s'),
+               gen_random_uuid(), case when n % 10 > 0 then ('00000000-0000-0000-0000-00000000000'
+                 || case when n % 50000 = 1 then 9 else n % 5 end)::uuid end,
+               orchestrator.now(), orchestrator.now(), 1, 1, 1, 50,
+               case when n % 1000 = 3 then 'failed' when n % 1001 = 3 then 'canceled'
+                    else 'succeeded' end,
+               'default', case when n % 10 > 0 then 'task' else 'run' end, '{{"a": 1}}',
+               case when n % 1000 = 3 then '{{"type": "timeout", "message": "m"}}'::jsonb end
+        from generate_series(1, {rows}) n
+        """
+    )
+    await work.do("vacuum analyze orchestrator.run")
+
+
+COMMON, RARE = (f"00000000-0000-0000-0000-00000000000{n}" for n in (2, 9))
+LISTS: dict[str, dict[str, Any]] = {
+    "runs of tasks": {"kind": "task"},
+    "all runs": {"kind": "all"},
+    "runs of missions, of which there are none": {"kind": "mission"},
+    "what failed or was canceled": {"kind": "task", "success": False},
+    "what failed": {"kind": "all", "state": "failed"},
+    "what succeeded": {"kind": "task", "success": True},
+    "what runs": {"kind": "all", "state": "running"},
+    "a task with many": {"kind": "task", "task_id": COMMON},
+    "a task with few": {"kind": "task", "task_id": RARE},
+}
+
+
+async def test_lists_of_many_runs_are_read_through_indexes(
+    connect: Connect, request: pytest.FixtureRequest
+) -> None:
+    soak = request.config.getoption("--soak")
+    work = Work(await connect(timeout=300))
+    await fill_history(work, 1_000_000 if soak else 100_000)
+    middle = await work.one("select orchestrator.id_floor(orchestrator.now() - interval '1 day')")
+    slowest: dict[str, float] = {}
+    for name, asked in LISTS.items():
+        for page in ({}, {"offset": 9_800}, {"cursor": middle}):
+            plans = Plans(work)
+            await plans.start()
+            await db.call(work.conn, "list_runs", tenant="t", filter=Jsonb(asked), **page)
+            for node in plans.nodes():
+                rows = node.get("Actual Rows", 0) * node.get("Actual Loops", 1)
+                read = rows + node.get("Rows Removed by Filter", 0)
+                if str(node.get("Relation Name")).startswith("run_"):
+                    assert read <= 30_000, (name, page, node)
+            await work.do("set auto_explain.log_min_duration = -1; reset client_min_messages")
+            slowest[f"{name} {page}"] = await slow(work, asked, page)
+    if soak:
+        assert max(slowest.values()) < 0.1, slowest
+    await work.do("truncate orchestrator.run")
+
+
+async def slow(work: Work, asked: dict[str, Any], page: dict[str, Any]) -> float:
+    """The median of five: the machine may be busy."""
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        await db.call(work.conn, "list_runs", tenant="t", filter=Jsonb(asked), **page)
+        times.append(time.monotonic() - started)
+    return sorted(times)[2]

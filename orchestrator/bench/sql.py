@@ -81,6 +81,12 @@ select 'bench', orchestrator.new_id(), %s, clock_timestamp(), clock_timestamp(),
 from generate_series(1, %s)
 """
 
+NEWEST_RUNS = """
+select * from orchestrator.run where tenant_id = 'bench' order by id desc limit 50
+"""
+
+SOME_RUNS = "select id from orchestrator.run tablesample system (1) limit %s"
+
 BLOCKED = """
 insert into orchestrator.due_work (tenant_id, run_id, pipeline_id, due_at, state, concurrency_key)
 select 'bench', orchestrator.new_id(), %s, clock_timestamp(), 'blocked', 'saturated'

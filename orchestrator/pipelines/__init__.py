@@ -6,10 +6,12 @@ from ..wire import Call, Endpoint, Reply, encode
 from . import answers
 from .check import Report, check, compile
 from .document import Pipeline
+from .order import steps_before
 from .problems import Problem, Problems
 from .schema import schema
 
-__all__ = ["ENDPOINTS", "Pipeline", "Problem", "Problems", "Report", "check", "compile", "schema"]
+__all__ = ["ENDPOINTS", "Pipeline", "Problem", "Problems", "Report", "check", "compile", "schema",
+           "steps_before"]  # fmt: skip
 
 
 async def _schema(call: Call) -> Reply:

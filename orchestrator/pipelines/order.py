@@ -148,3 +148,11 @@ def every_step(listed: Steps) -> Iterator[Step]:
         yield step
         for steps in _below(step):
             yield from every_step(steps)
+
+
+def steps_before(pipeline: Pipeline, step: str) -> list[str]:
+    """The outermost steps that don't come after a step of that list, without itself."""
+    after = {step}
+    while more := {s.id for s in pipeline.steps if s.id not in after and after & set(s.needs)}:
+        after |= more
+    return [one.id for one in pipeline.steps if one.id not in after]

@@ -7,9 +7,12 @@
 - limits: what a rule may cost, and how a bad one is refused
 - words: a recurrence told to people
  - plan: the next instants, as plans in the database hold them
+- bulk: many tasks at once
  - tasks, shapes: what callers say of tasks over HTTP, and what they are answered
 """
 
-from .tasks import ENDPOINTS
+from . import bulk, tasks
+
+ENDPOINTS = [*tasks.ENDPOINTS, *bulk.ENDPOINTS]
 
 __all__ = ["ENDPOINTS"]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..wire import Instant, Request
+from ..wire import Instant, Limit, Offset, Place, Request
 
 Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Description = Annotated[str, msgspec.Meta(max_length=2000)]
@@ -135,11 +135,66 @@ class Task(msgspec.Struct, kw_only=True):
     problem: str | None
 
 
+class TaskQuery(Request):
+    """`q` is looked for in title and description; a `label` is a key, or key:value. The cursor is
+    the `next_cursor` of a page."""
+
+    status: Literal["active", "paused", "canceled", "completed"] | None = None
+    created_by: UUID | None = None
+    schedule_kind: Kind | None = None
+    q: Title | None = None
+    label: Key | None = None
+    limit: Limit = 50
+    offset: Offset = 0
+    cursor: UUID | None = None
+
+
+class Tasks(msgspec.Struct):
+    """A page, newest first. `total` is counted up to 10,000: then it isn't exact, but at least."""
+
+    items: list[Task]
+    total: int
+    total_is_exact: bool
+    limit: int
+    offset: int
+    has_more: bool
+    next_cursor: UUID | None
+
+
+class CreateTasks(Request):
+    """Tasks, each as POST /tasks takes it."""
+
+    items: Annotated[list[Any], msgspec.Meta(min_length=1, max_length=10_000)]
+
+
+class Made(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of one: its task, or why there is none."""
+
+    index: int
+    status: int
+    id: UUID | None = None
+    error: str | None = None
+    message: str | None = None
+    hint: str | None = None
+    detail: list[Place] | None = None
+
+
+class MadeMany(msgspec.Struct):
+    """In the order in which they were given."""
+
+    created: int
+    failed: int
+    items: list[Made]
+
+
 class Details(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """`run` is the finished run, for a caller who preferred to wait for it."""
+
     task_id: UUID
     next_run_at: Instant | None = None
     due_work_id: UUID | None = None
     run_id: UUID | None = None
+    run: dict[str, Any] | None = None
 
 
 class Said(msgspec.Struct, kw_only=True):

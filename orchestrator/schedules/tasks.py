@@ -12,7 +12,7 @@ import msgspec
 from psycopg.types.json import Jsonb
 
 from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale
-from ..wire import Call, Endpoint, Place, Reply
+from ..wire import Call, Endpoint, Place, Reply, encode
 from .limits import BadRule
 from .plan import following
 from .rules import Rule, compile_rule, describe
@@ -33,6 +33,8 @@ from .shapes import (
     Said,
     Snooze,
     Task,
+    TaskQuery,
+    Tasks,
     UpdateTask,
     WhyNot,
 )
@@ -70,11 +72,25 @@ def _text(instant: datetime | None) -> str | None:
     return instant.isoformat() if instant else None
 
 
+Known = dict[bytes, list[Place]]
+"""What was found wrong with pipelines and conditions: equal ones are looked at once."""
+
+
 async def _planned(
-    call: Call, said: dict[str, Any], anchor: datetime, start: datetime, is_new: bool = True
+    call: Call,
+    said: dict[str, Any],
+    anchor: datetime,
+    start: datetime,
+    is_new: bool = True,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """The beginning of its plan, or every problem of rule, pipeline and condition at once."""
-    places = await _problems(call, said)
+    known = {} if known is None else known
+    expr = said["schedule_expr"] if said["schedule_kind"] in {"event", "condition"} else ""
+    key = encode([said["schedule_kind"] if expr else "", expr, said["payload"]])
+    if key not in known:
+        known[key] = await _problems(call, said)
+    places = [*known[key]]
     plan: dict[str, Any] = {}
     try:
         if is_new:
@@ -116,18 +132,39 @@ def _grace(said: dict[str, Any]) -> timedelta:
     return timedelta(seconds=said["grace_seconds"] if said["schedule_kind"] == "once" else 0)
 
 
-async def _create(call: Call) -> Any:
-    principal, said = call.principal, msgspec.structs.asdict(call.body)
+async def prepared(
+    call: Call, body: CreateTask, now: datetime, known: Known | None = None
+) -> dict[str, Any]:
+    """What `create_task` takes of a task that was read: checked, and planned."""
+    principal, said = call.principal, msgspec.structs.asdict(body)
     assert principal is not None
     said["created_by"] = str(said["created_by"] or principal.id)
     if said["created_by"] != principal.id and not principal.may("admin"):
         raise NotAllowed("created_by is somebody else", hint="leave it out: a task is its caller's")
+    plan = await _planned(call, said, now - _grace(said), now - _grace(said), known=known)
+    return {**said, **plan, "made_at": now}
+
+
+async def _create(call: Call) -> Any:
+    assert call.principal is not None
     now = (await call.app.pool.call_one("clock"))["clock"]
-    plan = await _planned(call, said, now - _grace(said), now - _grace(said))
+    said = await prepared(call, call.body, now)
     said |= {name: Jsonb(said[name]) for name in ("payload", "labels") if said[name] is not None}
-    tenant = principal.tenant_id
-    made = await call.app.pool.call_one("create_task", tenant=tenant, made_at=now, **said, **plan)
+    made = await call.app.pool.call_one("create_task", tenant=call.principal.tenant_id, **said)
     return _answer(made["create_task"], status=201)
+
+
+async def _list(call: Call) -> Tasks:
+    """An admin sees all tasks of the tenant, others their own."""
+    asked, principal = msgspec.structs.asdict(call.query), call.principal
+    assert principal is not None
+    page = {name: asked.pop(name) for name in ("limit", "offset", "cursor")}
+    row = await call.app.pool.call_one(
+        "list_tasks", tenant=principal.tenant_id, **page,
+        filter=Jsonb({name: value for name, value in asked.items() if value is not None}),
+        owner=None if principal.may("admin") else principal.id,
+    )  # fmt: skip
+    return msgspec.convert({**row, **page}, Tasks)
 
 
 async def _get(call: Call) -> Any:
@@ -223,11 +260,16 @@ def _said(task: dict[str, Any], done: str, **more: Any) -> Said:
     return Said(message=f"Task {task['title']!r} {done}", details=details)
 
 
-async def _run_now(call: Call) -> Said:
+async def _run_now(call: Call) -> Reply:
     assert call.principal is not None
     place = {"tenant": call.principal.tenant_id, "task": call.path["task"]}
     run = (await call.app.pool.call_one("run_task", **place))["run_task"]
-    return _said(await _read(call), "runs now", run_id=run, due_work_id=run)
+    said = _said(await _read(call), "runs now", run_id=run, due_work_id=run)
+    return Reply(body=said, run=str(run))
+
+
+def _with_run(said: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    return {**said, "details": {**said["details"], "run": run}}
 
 
 async def _snooze(call: Call) -> Said:
@@ -295,6 +337,8 @@ WRITE, READ = "tasks:write", "tasks:read"
 ENDPOINTS = [
     Endpoint("POST", "/tasks", "create_task", CreateTask, Task, scope=WRITE, status=201,
              handler=_create, errors=(409,), summary="Makes a task"),
+    Endpoint("GET", "/tasks", "list_tasks", query=TaskQuery, returns=Tasks, scope=READ,
+             handler=_list, summary="Tasks, newest first"),
     Endpoint("POST", "/tasks/preview", "preview_rule", PreviewRule, Instants, scope=READ,
              handler=_preview_rule, summary="When a rule would fire, without saving it"),
     Endpoint("GET", TASK, "task", returns=Task, scope=READ, handler=_get, errors=(404,),
@@ -303,7 +347,7 @@ ENDPOINTS = [
              errors=(404, 409, 412),
              summary="Changes the named fields; a new rule holds at once"),
     Endpoint("POST", f"{TASK}/run_now", "run_task", returns=Said, scope=WRITE, handler=_run_now,
-             errors=(404, 409), summary="Runs a task once, now"),
+             errors=(404, 409), finished=_with_run, summary="Runs a task once, now"),
     Endpoint("POST", f"{TASK}/snooze", "snooze_task", Snooze, Said, scope=WRITE, handler=_snooze,
              errors=(404, 409), summary="Moves the next run, and only that"),
     Endpoint("POST", f"{TASK}/pause", "pause_task", returns=Said, scope=WRITE,

@@ -8,13 +8,6 @@ language sql as $$
 $$;
 comment on function orc._audit(text, text, text, jsonb) is 'Writes down who did what.';
 
-create function orc._fingerprint(error jsonb) returns text
-language sql immutable parallel safe as $$
-  select left(md5(concat_ws(':', error ->> 'type', regexp_replace(error ->> 'step', '\[[0-9]+\]', '[]', 'g'),
-    regexp_replace(left(error ->> 'message', 500), '[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|[0-9]+|''[^'']*''|"[^"]*"', '?', 'gi'))), 12)
-$$;
-comment on function orc._fingerprint(jsonb) is 'What failures of the same cause have in common: type, step whatever its iteration, and the message without its numbers, ids and quotes.';
-
 -- A canceled run that has begun is taken up once more, for its `finally`. It waits for nothing any more.
 create function orc._leave_finally(work orchestrator.due_work) returns text
 language plpgsql as $$
@@ -131,40 +124,72 @@ end $$;
 comment on function orc.retry_run(text, uuid) is 'Makes a new run with the pipeline, input and settings of a finished one, which it names as retry_of. One at a time.';
 grant execute on function orc.retry_run(text, uuid) to orc_api;
 
+-- A new run that has the records of what came before a step, as they were recorded: the worker takes it up as a run that had
+-- come so far. Its first claim is therefore its second epoch. `keep` are the outermost steps whose records it has.
+create function orc.retry_from(tenant text, run uuid, step text, keep text[]) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_new constant uuid := orc.retry_run(tenant, run);
+begin
+  update orchestrator.due_work d set epoch = 1 where d.tenant_id = tenant and d.run_id = v_new;
+  insert into orchestrator.step (tenant_id, run_id, step_id, epoch, attempt, state, started_at, finished_at, arguments, output, error,
+                                 output_digest, output_bytes, is_cached)
+  select s.tenant_id, v_new, s.step_id, 1, s.attempt, s.state, s.started_at, s.finished_at, s.arguments, s.output, s.error,
+         s.output_digest, s.output_bytes, s.is_cached
+  from orchestrator.step s
+  where s.tenant_id = tenant and s.run_id = run and substring(s.step_id from '^[^[/]+') = any (keep)
+    and (s.state in ('succeeded', 'skipped') or s.state = 'failed' and s.error ->> 'caught' = 'true');
+  insert into orchestrator.value (tenant_id, day, digest, bytes, body)
+  select v.tenant_id, orc._day(v_new), v.digest, v.bytes, v.body from orchestrator.value v
+  where v.tenant_id = tenant and v.day = orc._day(run) and v.digest in (
+    select s.output_digest from orchestrator.step s where s.tenant_id = tenant and s.run_id = v_new)
+  order by v.digest on conflict do nothing;
+  perform orc._audit(tenant, 'retry_from', run::text, jsonb_build_object('run', v_new, 'step', step));
+  return v_new;
+end $$;
+comment on function orc.retry_from(text, uuid, text, text[]) is
+  'Makes a new run like a finished one, which goes on from a step: it keeps the records of the outermost steps that are named.';
+grant execute on function orc.retry_from(text, uuid, text, text[]) to orc_api;
+
+create function orc.pipeline_of(tenant text, run uuid) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select p.document from orchestrator.pipeline p
+  where p.tenant_id = tenant and p.id = coalesce(
+    (select r.pipeline_id from orchestrator.run r where r.tenant_id = tenant and r.id = run),
+    (select d.pipeline_id from orchestrator.due_work d where d.tenant_id = tenant and d.run_id = run))
+$$;
+comment on function orc.pipeline_of(text, uuid) is 'What a run does; null when there is no such run.';
+grant execute on function orc.pipeline_of(text, uuid) to orc_api, orc_reader;
+
 -- Due times are spread so that at most `per_second` start in a second.
 create function orc.retry_where(
   tenant text, queue text default null, error_type text default null, fingerprint text default null,
   since timestamptz default null, until timestamptz default null, per_second double precision default 100, most integer default 1000,
-  dry_run boolean default true)
+  dry_run boolean default true, filter jsonb default '{}', owner uuid default null)
 returns table (run uuid, retried_as uuid)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
+declare
+  v_filter constant jsonb := filter || jsonb_strip_nulls(jsonb_build_object(
+    'queue', retry_where.queue, 'error_type', error_type, 'fingerprint', fingerprint, 'start_time', since, 'end_time', until));
+  v_runs uuid[];
 begin
   if per_second > 0 is not true or most between 1 and 100000 is not true then
     perform orc._invalid('per_second is more than 0, most is 1 to 100000', 'per_second');
   end if;
+  perform orc._check_filter(v_filter);
   perform orc._retry_in_turn(tenant);
+  v_runs := orc._find_retryable(tenant, v_filter, owner, most);
   return query
-    with chosen as materialized (
-      select r, row_number() over (order by r.id) as nth from orchestrator.run r
-      where r.tenant_id = tenant and r.state = 'failed'
-        and (retry_where.queue is null or r.queue = retry_where.queue)
-        and (error_type is null or r.error ->> 'type' = error_type)
-        and (fingerprint is null or orc._fingerprint(r.error) = fingerprint)
-        and r.id >= orchestrator.id_floor(coalesce(since, '-infinity'))
-        and (until is null or r.id < orchestrator.id_floor(until))
-        and not exists (select from orchestrator.due_work d where d.tenant_id = tenant and d.retry_of = r.id)
-        and not exists (select from orchestrator.run o where o.tenant_id = tenant and o.retry_of = r.id)
-      order by r.id limit most)
-    select (c.r).id, case when not dry_run then orc._retry(c.r, orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second)) end
-    from chosen c;
+    select r.id, case when not dry_run then orc._retry(r, orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second)) end
+    from unnest(v_runs) with ordinality as c(id, nth)
+    join orchestrator.run r on r.tenant_id = tenant and r.id = c.id order by c.nth;
   if not dry_run then
-    perform orc._audit(tenant, 'retry_where', coalesce(retry_where.queue, 'all queues'),
-                       jsonb_build_object('error_type', error_type, 'fingerprint', fingerprint, 'most', most));
+    perform orc._audit(tenant, 'retry_where', coalesce(v_filter ->> 'queue', 'all queues'), v_filter || jsonb_build_object('most', most));
   end if;
 end $$;
 comment on function orc.retry_where is
-  'Retries failed runs that weren''t retried yet, by queue, type of error, fingerprint and time of making. Says what it would do, until dry_run is false.';
+  'Retries failed runs that weren''t retried yet, by a filter as lists have it, or by queue, type of error, fingerprint and time of making. Says what it would do, until dry_run is false.';
 grant execute on function orc.retry_where to orc_api;
 
 create function orc._queue(tenant text, queue text) returns void

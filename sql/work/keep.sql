@@ -103,7 +103,13 @@ begin
     select o.tenant_id, o.source, o.name from orchestrator.foreign_event o
     where o.event_id < orchestrator.id_floor(orchestrator.now() - interval '7 days') limit most for update skip locked);
   get diagnostics v_part = row_count;
+  v_all := v_all + v_part;
+  delete from orchestrator.reply r where (r.tenant_id, r.principal, r.route, r.key) in (
+    select o.tenant_id, o.principal, o.route, o.key from orchestrator.reply o
+    where o.answered_at <= orchestrator.now() - interval '24 hours' order by o.answered_at limit most for update skip locked);
+  get diagnostics v_part = row_count;
   return v_all + v_part;
 end $$;
-comment on function orc.purge(integer) is 'Deletes dedupe keys, cached answers, names of events and workers that no longer matter; history goes by partitions.';
+comment on function orc.purge(integer) is
+  'Deletes dedupe keys, cached answers, replies, names of events and workers that no longer matter; history goes by partitions.';
 grant execute on function orc.purge(integer) to orc_worker;

@@ -137,6 +137,7 @@ create index due_work_blocked on orchestrator.due_work (tenant_id, concurrency_k
   where state = 'blocked';
 create index due_work_of_a_key on orchestrator.due_work (tenant_id, concurrency_key, due_at)
   where concurrency_key is not null and state in ('scheduled', 'ready', 'running');
+create index due_work_of_a_kind on orchestrator.due_work (tenant_id, kind, run_id) where kind <> 'run';
 create index due_work_of_a_retry on orchestrator.due_work (tenant_id, retry_of) where retry_of is not null;
 
 create table orchestrator.run (
@@ -176,7 +177,8 @@ create table orchestrator.run (
 ) partition by range (id);
 create table orchestrator.run_default partition of orchestrator.run default;
 insert into orchestrator.partitioned (table_name, retention) values ('run', '90 days');
-create index run_of_dead_letters on orchestrator.run (tenant_id, id) where state = 'failed';
+create index run_that_did_not_succeed on orchestrator.run (tenant_id, state, id) where state <> 'succeeded';
+create index run_of_a_kind on orchestrator.run (tenant_id, kind, id) where kind <> 'run';
 create index run_of_a_retry on orchestrator.run (tenant_id, retry_of) where retry_of is not null;
 create index run_of_a_task on orchestrator.run (tenant_id, task_id, id) where task_id is not null;
 comment on table orchestrator.run is 'Finished runs: written once, never changed.';
