@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import (
     __version__,
     auth,
+    db,
     events,
     expr,
     httpd,
@@ -59,7 +60,7 @@ from .errors import (
 from .sinks import redis
 from .steps import listing
 from .telemetry import log
-from .wire import Call, Endpoint, Place, Reply, convert, decode, encode, problem
+from .wire import Call, Endpoint, Place, Reply, convert, decode, encode, problem, read_form
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
@@ -92,6 +93,7 @@ class Api:
         self.started_at = time.monotonic()
         self.draining = False
         self.gauges = ops.Gauges()
+        self.auth = auth.Authenticator(config, self.pool)
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -165,6 +167,7 @@ def _route(api: Api, endpoint: Endpoint) -> Route:
 
 async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
     principal = None
+    db.acting.set(db.Actor(None, "", "", request.scope["request_id"]))
     if endpoint.scope is not None:
         client = request.client.host if request.client else None
         headers = request.headers
@@ -172,11 +175,14 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
             api, headers.get("authorization"), client, headers.get("host", "")
         )
         auth.require(principal, endpoint.scope)
+        scopes = " ".join(principal.scopes)
+        request_id = request.scope["request_id"]
+        db.acting.set(db.Actor(principal.tenant_id, principal.id, scopes, request_id))
     call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
     if endpoint.query is not None:
         call.query = convert(_query(request), endpoint.query, "query")
     if endpoint.body is not None:
-        call.body = decode(await _body(request, api.config), endpoint.body)
+        call.body = await _decoded(request, api.config, endpoint)
         _refuse_disagreement(call)
     if endpoint.handler is not None:
         return await endpoint.handler(call)
@@ -212,12 +218,29 @@ def _query(request: Request) -> dict[str, Any]:
     return values
 
 
+FORM = "application/x-www-form-urlencoded"
+
+
+async def _decoded(request: Request, config: Config, endpoint: Endpoint) -> Any:
+    if endpoint.form and _content_type(request) == FORM:
+        return convert(read_form(await _bytes(request, config)), endpoint.body, "body")
+    return decode(await _body(request, config), endpoint.body)
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _body(request: Request, config: Config) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"
         )
+    return await _bytes(request, config)
+
+
+async def _bytes(request: Request, config: Config) -> bytes:
     try:
         async with asyncio.timeout(config.body_timeout):
             return await _read(request, config.body_limit)
@@ -411,6 +434,7 @@ def _account(scope: Scope, status: int, seconds: float) -> None:
 
 
 async def main(config: Config) -> None:
+    await auth.refuse_missing_secret(config)
     listener = httpd.bind(config.api_host, config.port)
     api = Api(config)
     log("started", url=f"http://{config.api_host}:{listener.getsockname()[1]}", version=__version__)

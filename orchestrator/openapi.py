@@ -23,6 +23,7 @@ Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+FORM = "application/x-www-form-urlencoded"
 PARAMETER = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 CONVERTORS: dict[str, Schema] = {
@@ -222,7 +223,7 @@ def _operation(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
         "summary": summary,
         "description": description,
         "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, types)],
-        "requestBody": _request_body(types.of(endpoint.verb, "body")),
+        "requestBody": _request_body(types.of(endpoint.verb, "body"), endpoint.form),
         "responses": _responses(endpoint, types),
         "security": _security(endpoint),
     }
@@ -273,11 +274,12 @@ def _without_null(schema: Schema) -> Schema:
     return outer | ({"anyOf": members} if members else {})
 
 
-def _request_body(schema: Schema | None) -> Schema | None:
+def _request_body(schema: Schema | None, form: bool) -> Schema | None:
     if schema is None:
         return None
     required = {"type": "null"} not in schema.get("anyOf", [])
-    return {"required": required, "content": {JSON: {"schema": schema}}}
+    kinds = (JSON, FORM) if form else (JSON,)
+    return {"required": required, "content": {kind: {"schema": schema} for kind in kinds}}
 
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functools import cache
 from http import HTTPStatus
 from itertools import accumulate
 from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -53,7 +54,9 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[str]
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        """As `orc._has_scope`: any is all but admin, admin is all."""
+        own = self.scopes
+        return scope in own or "admin" in own or (scope != "admin" and "any" in own)
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -73,6 +76,7 @@ class App(Protocol):
     started_at: float
     draining: bool
     gauges: Any
+    auth: Any
 
     async def redis(self) -> Any: ...
 
@@ -110,6 +114,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str = ""
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
+    form: bool = False  # whether the body may come as a form, too
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
 
     @property
@@ -153,6 +158,19 @@ def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
     except msgspec.ValidationError as error:
         found = list(_problems(values, kind, [], strict=False)) or [_whole(error)]
         raise _malformed(found, where) from None
+
+
+def read_form(data: bytes) -> dict[str, str]:
+    """The fields of a form, each once."""
+    try:
+        pairs = parse_qsl(
+            data.decode(), keep_blank_values=True, errors="strict", max_num_fields=100
+        )
+    except ValueError:
+        raise _malformed([_place([], "not a form in UTF-8", "syntax")], "body") from None
+    if len(fields := dict(pairs)) != len(pairs):
+        raise _malformed([_place([], "a field is given more than once", "syntax")], "body")
+    return fields
 
 
 def _refuse_hostile(data: bytes) -> None:

@@ -26,7 +26,7 @@ set local search_path = pg_catalog;
 -- The migration ledger, and the register of tables that are partitioned by time.
 \ir base/tables.sql
 
--- Tenants and principals: who owns, who acts; and tenants' secrets.
+-- Tenants and principals: who owns, who acts, what proves it; and tenants' secrets.
 \ir auth/tables.sql
 
 -- Live and finished runs, attempts, steps, workers, queues, keys.
@@ -38,14 +38,20 @@ set local search_path = pg_catalog;
 -- Tasks, their rules and plans, and the ledger of their instants.
 \ir schedules/tables.sql
 
+-- Who sees which rows of all these tables.
+\ir ops/tables.sql
+
 -- Ways to say no: one helper for each SQLSTATE of ours.
 \ir base/functions.sql
 
 -- Partitions: made ahead of time, dropped after their retention, and the view of them.
 \ir base/partitions.sql
 
--- The first agent, and whoami; secrets.
+-- Who acts and what they may; the first agent, and whoami; keys and tokens, users, secrets.
+\ir auth/acting.sql
 \ir auth/functions.sql
+\ir auth/keys.sql
+\ir auth/users.sql
 \ir auth/secrets.sql
 
 -- The life of a run, in its order: its pipeline, enqueue, how it waits, claim, what its steps do, settle; the workers'
@@ -71,6 +77,7 @@ set local search_path = pg_catalog;
 \ir schedules/fire.sql
 \ir schedules/tasks.sql
 \ir schedules/control.sql
+\ir auth/agents.sql
 \ir events/decide.sql
 \ir schedules/tick.sql
 \ir schedules/ledger.sql

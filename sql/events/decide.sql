@@ -126,6 +126,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set lock
 declare
   v_met jsonb;
 begin
+  perform orc._require('events:write');
   select m.event_id, m.met is not null into event_id, is_new from orc._emit(tenant, topic, payload, id, source) as m;
   triggered := 0;
   published_at := orchestrator.id_time(event_id);

@@ -121,6 +121,7 @@ declare
   d orchestrator.due_work;
   w orchestrator.wait;
 begin
+  perform orc._require('runs:approve');
   select * into d from orchestrator.due_work o where o.tenant_id = tenant and o.run_id = run for update;
   if d.run_id is null then
     if exists (select from orchestrator.run r where r.tenant_id = tenant and r.id = run) then

@@ -37,7 +37,8 @@ declare
   p orchestrator.plan;
   v_canceled timestamptz;
 begin
-  select * into t from orc.tasks v where v.tenant_id = tenant and v.id = task;
+  perform orc._require('tasks:read');
+  select * into t from orc.tasks v where v.tenant_id = tenant and v.id = task and orc._sees(v.created_by);
   if t.id is null then
     perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
   end if;
