@@ -59,8 +59,20 @@ from .errors import (
 )
 from .sinks import redis
 from .steps import listing
+from .steps.allowed import refuse_foreign_tools
 from .telemetry import log
-from .wire import Call, Endpoint, Place, Reply, convert, decode, encode, problem, read_form
+from .wire import (
+    Call,
+    Endpoint,
+    Place,
+    Reply,
+    convert,
+    decode,
+    encode,
+    has_scope,
+    problem,
+    read_form,
+)
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
@@ -101,7 +113,11 @@ class Api:
         return ops.Component("up" if await redis.is_alive(self.config.redis_url) else "down")
 
     async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]:
-        """What is wrong with a pipeline. Expressions are compiled, so not on the event loop."""
+        """What is wrong with a pipeline. Expressions are compiled, so not on the event loop.
+        Raises NotAllowed when it uses tools that need a scope which the caller doesn't have."""
+        if (actor := db.acting.get()) is not None:
+            scopes = actor.scopes.split()
+            refuse_foreign_tools(document, self.config, lambda scope: has_scope(scopes, scope))
         report = await asyncio.to_thread(pipelines.check, document)
         return [
             {"loc": [*loc, *p.pointer.split("/")[1:]], "msg": p.message, "type": p.type}

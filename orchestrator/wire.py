@@ -44,6 +44,11 @@ class Place(TypedDict):
     type: str
 
 
+def has_scope(own: Sequence[str], scope: str) -> bool:
+    """As `orc._has_scope`: any is all but admin, admin is all."""
+    return scope in own or "admin" in own or (scope != "admin" and "any" in own)
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Who acts, for which tenant, and what they may do."""
 
@@ -54,9 +59,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[str]
 
     def may(self, scope: str) -> bool:
-        """As `orc._has_scope`: any is all but admin, admin is all."""
-        own = self.scopes
-        return scope in own or "admin" in own or (scope != "admin" and "any" in own)
+        return has_scope(self.scopes, scope)
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -227,6 +230,10 @@ def _problems_of_json(data: bytes, kind: Any, error: msgspec.ValidationError) ->
         value = msgspec.json.decode(data)
     except msgspec.ValidationError as number:  # out of range for Python
         return [_whole(number)]
+    except UnicodeDecodeError:  # behind what was wrong first
+        return [_place([], "the body isn't UTF-8", "encoding")]
+    except msgspec.DecodeError as broken:
+        return [_place([], f"not JSON: {broken}", "syntax")]
     return list(_problems(value, kind, [])) or [_whole(error)]
 
 
