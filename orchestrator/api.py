@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-import psycopg
-from psycopg import errors as pg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,20 +41,15 @@ from . import (
 from .config import Config
 from .db import Pool
 from .errors import (
-    Conflict,
-    Invalid,
     Malformed,
     MethodNotAllowed,
     Problem,
-    Refused,
     RouteNotFound,
     Slow,
     TooLarge,
-    Unavailable,
     WrongContentType,
-    is_lost,
-    is_rolled_back,
 )
+from .limiter import Limiter
 from .sinks import redis
 from .steps import listing
 from .steps.allowed import refuse_foreign_tools
@@ -65,7 +58,9 @@ from .wire import (
     Call,
     Endpoint,
     Place,
+    Principal,
     Reply,
+    as_problem,
     convert,
     decode,
     encode,
@@ -106,6 +101,7 @@ class Api:
         self.draining = False
         self.gauges = ops.Gauges()
         self.auth = auth.Authenticator(config, self.pool)
+        self.limiter = Limiter(config)
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -182,15 +178,9 @@ def _route(api: Api, endpoint: Endpoint) -> Route:
 
 
 async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
-    principal = None
     db.acting.set(db.Actor(None, "", "", request.scope["request_id"]))
-    if endpoint.scope is not None:
-        client = request.client.host if request.client else None
-        headers = request.headers
-        principal = await auth.authenticate(
-            api, headers.get("authorization"), client, headers.get("host", "")
-        )
-        auth.require(principal, endpoint.scope)
+    principal = await _caller(api, endpoint, request)
+    if principal is not None:
         scopes = " ".join(principal.scopes)
         request_id = request.scope["request_id"]
         db.acting.set(db.Actor(principal.tenant_id, principal.id, scopes, request_id))
@@ -205,10 +195,28 @@ async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Any:
     return await _verb(api, endpoint, call)
 
 
+async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal | None:
+    """Who asks, if that matters. Who has no key is counted, too, by address."""
+    address = request.client.host if request.client else ""
+    who, principal, headers = address, None, request.headers
+    try:
+        if endpoint.scope is not None:
+            principal = await auth.authenticate(
+                api, headers.get("authorization"), address, headers.get("host", "")
+            )
+            who = f"{principal.tenant_id}:{principal.id}"
+    finally:
+        if endpoint.path not in QUIET:
+            request.scope["limits"] = await api.limiter.take(who, endpoint.method)
+    if principal is not None and endpoint.scope is not None:
+        auth.require(principal, endpoint.scope)
+    return principal
+
+
 async def _verb(api: Api, endpoint: Endpoint, call: Call) -> Any:
     """The endpoint's verb with every field of path, query and body as an argument."""
     arguments: dict[str, Any] = dict(call.path)
-    if call.principal is not None:
+    if call.principal is not None and endpoint.of_tenant:
         arguments["tenant"] = call.principal.tenant_id
     for part in (call.query, call.body):
         if part is not None:
@@ -240,7 +248,8 @@ FORM = "application/x-www-form-urlencoded"
 async def _decoded(request: Request, config: Config, endpoint: Endpoint) -> Any:
     if endpoint.form and _content_type(request) == FORM:
         return convert(read_form(await _bytes(request, config)), endpoint.body, "body")
-    return decode(await _body(request, config), endpoint.body)
+    kind = endpoint.bodies.get(_content_type(request), endpoint.body)
+    return decode(await _body(request, config), kind)
 
 
 def _content_type(request: Request) -> str:
@@ -342,49 +351,6 @@ class Errors:
             await _problem_response(as_problem(error), scope)(scope, receive, send)
 
 
-def as_problem(error: Exception) -> Problem:
-    """What the caller may know about an exception."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, Refused):
-        return _said_by_verb(error, type(error), error.diag.message_primary)
-    if isinstance(error, psycopg.Error):
-        return _said_by_postgres(error)
-    log("request_failed", "error", exc_info=error)
-    return Problem("Something broke on our side", hint="the request id finds it in the log")
-
-
-def _said_by_postgres(error: psycopg.Error) -> Problem:
-    constraint = (error.diag.constraint_name or "").replace("_", " ")
-    if is_lost(error):
-        return Unavailable("The database can't be reached")
-    if is_rolled_back(error):
-        return Unavailable("The database is busy with the same rows")
-    if isinstance(error, pg.UniqueViolation | pg.ForeignKeyViolation | pg.ExclusionViolation):
-        return _said_by_verb(error, Conflict, f"This would break: {constraint}")
-    if isinstance(error, pg.IntegrityError):
-        return _said_by_verb(error, Invalid, f"This would break: {constraint or 'a rule'}")
-    if isinstance(error, pg.DataError):
-        return _said_by_verb(error, Invalid, "A value can't be kept by the database")
-    log("request_failed", "error", exc_info=error)
-    return Problem("Something broke on our side", hint="the request id finds it in the log")
-
-
-def _said_by_verb(error: psycopg.Error, kind: type[Refused], message: str | None) -> Problem:
-    """With the status of a SQLSTATE. Postgres' own details stay: they may hold foreign rows."""
-    said = error.diag if isinstance(error, Refused) else None
-    message = message or kind.error
-    which = said.message_detail if said else None
-    place = {"loc": ["body"], "msg": which or message, "type": "value"}
-    return Problem(
-        message,
-        detail=[place] if kind is Invalid else None,
-        hint=said.message_hint if said else None,
-        which=which,
-        kind=kind,
-    )
-
-
 class Shell:
     """Outermost: request id, both slash forms, headers, time, one line per request."""
 
@@ -406,7 +372,8 @@ class Shell:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, request_id, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                _add_headers(message, request_id, seconds, scope.get("limits", {}))
             async with asyncio.timeout(SLOW_READER_SECONDS):
                 await send(message)
 
@@ -425,10 +392,15 @@ def _request_id(scope: Scope) -> str:
     return str(uuid.uuid4())
 
 
-def _add_headers(message: Message, request_id: str, seconds: float) -> None:
+def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    ours = {**SECURITY, "X-Request-ID": request_id, "X-Process-Time": f"{seconds * 1000:.2f}"}
+    ours = {
+        **SECURITY,
+        **limits,
+        "X-Request-ID": request_id,
+        "X-Process-Time": f"{seconds * 1000:.2f}",
+    }
     for name, value in ours.items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))

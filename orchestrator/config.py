@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import limits
 import msgspec
 
 from .errors import Misconfigured
@@ -105,6 +106,17 @@ def _port(text: str) -> int:
     return port
 
 
+def _rate(text: str) -> str:
+    """`100/minute`, or `none`."""
+    if text.lower() == "none":
+        return "none"
+    try:
+        limits.parse(text)
+    except ValueError:
+        raise ValueError("must be a rate such as 100/minute, or none") from None
+    return text
+
+
 def _choice(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text.lower() not in words:
@@ -190,6 +202,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     jwt_secret: str = ""  # signs tokens: 32 random bytes or more, or an Ed25519 key in PEM
     jwt_algorithm: str = "HS256"  # or EdDSA
     jwt_expire_minutes: int = 30
+    rate_limit: str = ""  # of a caller; empty: 100/minute, and none in development
     log_level: str = "info"
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
 
@@ -197,11 +210,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def development(self) -> bool:
         return self.app_env == "development"
 
+    @property
+    def limits_rates(self) -> bool:
+        """As it is said; else a usual one, and in development none."""
+        return self.rate_limit != "none" and bool(self.rate_limit or not self.development)
+
 
 READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "DATABASE_URL": ("database_url", _database_url),
     "DB_DSN": ("database_url", _database_url),
     "REDIS_URL": ("redis_url", str),
+    "RATE_LIMIT": ("rate_limit", _rate),
     "APP_NAME": ("app_name", str),
     "APP_ENV": ("app_env", str.lower),
     "API_HOST": ("api_host", str),

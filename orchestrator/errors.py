@@ -67,6 +67,12 @@ class Slow(Problem):
     status, error = 408, "request_timeout"
 
 
+class Stale(Problem):
+    """If-Match names a version that is no more."""
+
+    status, error = 412, "stale"
+
+
 class TooLarge(Problem):
     status, error = 413, "too_large"
 

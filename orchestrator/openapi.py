@@ -187,6 +187,7 @@ class _Types:
         kinds: dict[tuple[str, ...], Any] = {("problem",): ProblemBody}
         for row in endpoints:
             kinds |= {(row.verb, "body"): row.body, (row.verb, "returns"): row.returns}
+            kinds |= {(row.verb, "body", kind): body for kind, body in row.bodies.items()}
             kinds |= {(row.verb, "query", f.encode_name): f.type for f in self.fields[row.verb]}
         given = {key: kind for key, kind in kinds.items() if kind is not None}
         schemas, named = msgspec.json.schema_components(given.values(), ref_template=REFERENCE)
@@ -223,7 +224,7 @@ def _operation(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
         "summary": summary,
         "description": description,
         "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint, types)],
-        "requestBody": _request_body(types.of(endpoint.verb, "body"), endpoint.form),
+        "requestBody": _request_body(endpoint, types),
         "responses": _responses(endpoint, types),
         "security": _security(endpoint),
     }
@@ -274,12 +275,14 @@ def _without_null(schema: Schema) -> Schema:
     return outer | ({"anyOf": members} if members else {})
 
 
-def _request_body(schema: Schema | None, form: bool) -> Schema | None:
+def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
+    schema = types.of(endpoint.verb, "body")
     if schema is None:
         return None
     required = {"type": "null"} not in schema.get("anyOf", [])
-    kinds = (JSON, FORM) if form else (JSON,)
-    return {"required": required, "content": {kind: {"schema": schema} for kind in kinds}}
+    others = {kind: {"schema": types.of(endpoint.verb, "body", kind)} for kind in endpoint.bodies}
+    others |= {FORM: {"schema": schema}} if endpoint.form else {}
+    return {"required": required, "content": {JSON: {"schema": schema}, **others}}
 
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:

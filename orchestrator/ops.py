@@ -227,7 +227,7 @@ ENDPOINTS = [
     Endpoint("GET", "/metrics", "metrics", handler=_metrics, content_type="text/plain",
              group="service", summary="Figures for Prometheus"),
     Endpoint("GET", "/ops/verbs", "help", query=VerbQuery, returns=list[Verb], scope="admin",
-             summary="Every function of orc, with its arguments and purpose"),
-    Endpoint("GET", "/ops/check", "check", returns=list[Broken], scope="admin",
+             of_tenant=False, summary="Every function of orc, with its arguments and purpose"),
+    Endpoint("GET", "/ops/check", "check", returns=list[Broken], scope="admin", of_tenant=False,
              summary="The invariants that are broken: none, when all is well"),
 ]  # fmt: skip

@@ -18,10 +18,22 @@ from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import msgspec
+import psycopg
+from psycopg import errors as pg
 
 from .config import Config
 from .db import Pool
-from .errors import Malformed, Problem
+from .errors import (
+    Conflict,
+    Invalid,
+    Malformed,
+    Problem,
+    Refused,
+    Unavailable,
+    is_lost,
+    is_rolled_back,
+)
+from .telemetry import log
 
 MAX_DEPTH = 32
 """The same bound as `orchestrator.json_is_bounded` in Postgres."""
@@ -118,6 +130,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
     form: bool = False  # whether the body may come as a form, too
+    of_tenant: bool = True  # its verb takes the caller's tenant
+    bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
 
     @property
@@ -324,4 +338,47 @@ def problem(error: Problem, instance: str, request_id: str) -> ProblemBody:
         details=error.details,
         request_id=request_id,
         timestamp=datetime.now(UTC),
+    )
+
+
+def as_problem(error: Exception) -> Problem:
+    """What the caller may know about an exception."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Refused):
+        return _said_by_verb(error, type(error), error.diag.message_primary)
+    if isinstance(error, psycopg.Error):
+        return _said_by_postgres(error)
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_postgres(error: psycopg.Error) -> Problem:
+    constraint = (error.diag.constraint_name or "").replace("_", " ")
+    if is_lost(error):
+        return Unavailable("The database can't be reached")
+    if is_rolled_back(error):
+        return Unavailable("The database is busy with the same rows")
+    if isinstance(error, pg.UniqueViolation | pg.ForeignKeyViolation | pg.ExclusionViolation):
+        return _said_by_verb(error, Conflict, f"This would break: {constraint}")
+    if isinstance(error, pg.IntegrityError):
+        return _said_by_verb(error, Invalid, f"This would break: {constraint or 'a rule'}")
+    if isinstance(error, pg.DataError):
+        return _said_by_verb(error, Invalid, "A value can't be kept by the database")
+    log("request_failed", "error", exc_info=error)
+    return Problem("Something broke on our side", hint="the request id finds it in the log")
+
+
+def _said_by_verb(error: psycopg.Error, kind: type[Refused], message: str | None) -> Problem:
+    """With the status of a SQLSTATE. Postgres' own details stay: they may hold foreign rows."""
+    said = error.diag if isinstance(error, Refused) else None
+    message = message or kind.error
+    which = said.message_detail if said else None
+    place = {"loc": ["body"], "msg": which or message, "type": "value"}
+    return Problem(
+        message,
+        detail=[place] if kind is Invalid else None,
+        hint=said.message_hint if said else None,
+        which=which,
+        kind=kind,
     )

@@ -38,6 +38,9 @@ set local search_path = pg_catalog;
 -- Tasks, their rules and plans, and the ledger of their instants.
 \ir schedules/tables.sql
 
+-- Names of events elsewhere, and what probes found.
+\ir events/tables.sql
+
 -- Who sees which rows of all these tables.
 \ir ops/tables.sql
 

@@ -24,6 +24,15 @@ def test_a_short_bench_prints_its_figures_as_one_object(capsys: pytest.CaptureFi
     assert 100 < said["drain_1p"]["wal_bytes_per_run"] < 20_000
 
 
+def test_steps_and_calls_of_pipelines_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["three_sets", "three_calls", "http_1000", "template_us", "condition_us"]
+    assert bench.run(names, scale=0.01, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"machine", *names}
+    assert [said[name]["unit"] for name in names] == ["runs/s", "runs/s", "calls/s", "µs", "µs"]
+    assert all(said[name]["value"] > 0 and said[name]["floor"] > 0 for name in names)
+
+
 def test_a_figure_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(Misconfigured, match="drain_5p; there are enqueue_one"):
         bench.run(["drain_5p"], scale=1, as_json=True)
@@ -33,4 +42,5 @@ def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
         "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
+        "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
     ]  # fmt: skip

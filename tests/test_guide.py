@@ -442,7 +442,7 @@ async def test_every_example_of_a_page_gives_what_it_says(reader: Reader, topic:
         await reader.look_up(*row)
     assert reader.done.pop("row", 0) == len(rows(page))
     assert reader.done.total() * 2 == len(re.findall("^ *```", page, re.M)), "a block wasn't run"
-    assert reader.done["yaml"] >= 3
+    assert reader.done["yaml"] + reader.done["sql"] >= 3
 
 
 @pytest.mark.parametrize("topic", guide.topics())
@@ -471,13 +471,14 @@ def test_the_tables_name_every_field_of_a_document_and_of_a_step() -> None:
 
 def test_every_tool_has_its_section_and_every_type_of_error_is_told() -> None:
     pages = guide.page("tools") + guide.page("waits") + guide.page("sql")
-    assert {name for name in builtins() if f"\n## `{name}`" not in pages} == set()
+    told = {name for name, kind in builtins().items() if not kind.inner}
+    assert {name for name in told if f"\n## `{name}`" not in pages} == set()
     assert set(document.ERRORS) - named("tools", "Errors") == set()
 
 
 def test_an_unknown_topic_names_the_known_ones() -> None:
     with pytest.raises(
         LookupError,
-        match=r"did you mean tools.*pipelines, expressions, tools, durability, waits, schedules",
+        match=r"did you mean tools.*expressions, tools, durability, waits, schedules, tasks",
     ):
         guide.page("tool")

@@ -22,7 +22,7 @@ SQL = ROOT / "sql"
 FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
              "items", "reflex", "outbox", "ops"]  # fmt: skip
-TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "shape"]
+TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "limiter", "shape"]
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
 TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]
@@ -339,6 +339,7 @@ async def test_every_endpoint_has_its_verb_with_those_arguments(conn: db.Connect
             given = set(re.findall(r"{(\w+)", endpoint.path))
             for part in (endpoint.query, endpoint.body):
                 given |= set(getattr(part, "__struct_fields__", ()))
+            given |= {"tenant"} if endpoint.scope is not None and endpoint.of_tenant else set()
             cursor = await conn.execute(
                 "select proargnames[1:pronargs] as names from pg_proc"
                 " where pronamespace = 'orc'::regnamespace and proname = %s",

@@ -34,6 +34,7 @@ class Claimed(NamedTuple):
     timeout: float | None
     input: Any
     due_at: str
+    event: Any = None
 
 
 def said(run: Claimed, outcome: str = "succeeded", **more: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .drains import drain_1p, drain_2p, drain_backlog_1m, drain_held_snapshot, d
 from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
 from .moments import blocked_key, pickup
+from .pipelines import condition_us, http_1000, template_us, three_calls, three_sets
 from .place import Place, open_place
 from .report import note, show, show_json
 
@@ -43,6 +44,11 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         blocked_key,
         fairness,
         tenants_1000,
+        three_sets,
+        three_calls,
+        http_1000,
+        template_us,
+        condition_us,
     )
 }
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from . import sql
 from .place import Place, connect, rows
 
 TENANT = "bench"
-PIPELINE = [{"id": "a", "uses": "set", "with": {}}]
+PIPELINE: list[dict[str, Any]] = [{"id": "a", "uses": "set", "with": {}}]
+NOTHING: Mapping[str, str] = {}
 CHUNK = 10_000
 HOUSEKEEPING = ("release_expired_work", "fill_keys", "advance_lanes")
 STUCK_SECONDS = 120.0
@@ -53,15 +54,16 @@ class Drained:
 
 
 class Stage:
-    def __init__(self, url: str, conn: db.Connection) -> None:
+    def __init__(self, url: str, conn: db.Connection, steps: list[dict[str, Any]]) -> None:
         self.url = url
         self.conn = conn
+        self.steps = steps
         self.housekeeping_ms = 0.0  # the longest round of one verb
         self.pipeline = ""
 
     async def prepare(self) -> None:
         """Stores the pipeline, and leaves the queue empty."""
-        made = await db.call_one(self.conn, "enqueue", tenant=TENANT, pipeline=jsonb(PIPELINE))
+        made = await db.call_one(self.conn, "enqueue", tenant=TENANT, pipeline=jsonb(self.steps))
         await db.call(self.conn, "cancel_run", tenant=TENANT, run=made["run_id"])
         found = await rows(self.conn, "table orchestrator.pipeline")
         self.pipeline = str(found[0]["id"])
@@ -70,7 +72,7 @@ class Stage:
         for part in range(0, count, CHUNK):
             items: list[dict[str, Any]] = [{}] * min(CHUNK, count - part)
             await db.call(
-                self.conn, "enqueue_many", tenant=TENANT, items=items, pipeline=jsonb(PIPELINE)
+                self.conn, "enqueue_many", tenant=TENANT, items=items, pipeline=jsonb(self.steps)
             )
 
     async def insert(self, text: str, count: int) -> None:
@@ -91,13 +93,21 @@ class Stage:
                 await asyncio.sleep(1)
 
     async def drain(
-        self, count: int, processes: int = 1, leave: bool = False, hold: bool = False
+        self,
+        count: int,
+        processes: int = 1,
+        leave: bool = False,
+        hold: bool = False,
+        settings: Mapping[str, str] = NOTHING,
     ) -> Drained:
         """Enqueues so many, and then lets workers at them: until all are done, or (`leave`) as
         many as were enqueued now."""
         before = (await rows(self.conn, sql.FINISHED))[0]["n"]
         await db.call(self.conn, "pause_queue", tenant=TENANT, queue="default")
-        async with workers(self.url, processes) as crew, snapshot(self.url) as look:
+        async with (
+            workers(self.url, processes, settings=settings) as crew,
+            snapshot(self.url) as look,
+        ):
             wal, tables = await self._bytes(sql.WAL), await self._bytes(sql.TABLES)
             await self.fill(count)
             await until(self.conn, sql.REGISTERED, pids(crew), fits=lambda r: r["n"] == processes)
@@ -143,9 +153,10 @@ def jsonb(value: Any) -> Any:
 
 
 @asynccontextmanager
-async def stage(place: Place) -> AsyncIterator[Stage]:
+async def stage(place: Place, steps: list[dict[str, Any]] = PIPELINE) -> AsyncIterator[Stage]:
+    """Runs here do the steps: nothing, unless they are given."""
     async with place.database() as url, await connect(url) as conn:
-        made = Stage(url, conn)
+        made = Stage(url, conn, steps)
         await made.prepare()
         house = asyncio.create_task(made.keep_house())
         try:
@@ -167,10 +178,13 @@ async def snapshot(url: str) -> AsyncIterator[db.Connection]:
 
 
 @asynccontextmanager
-async def workers(url: str, count: int, *words: str) -> AsyncIterator[list[Process]]:
+async def workers(
+    url: str, count: int, *words: str, settings: Mapping[str, str] = NOTHING
+) -> AsyncIterator[list[Process]]:
     """Worker processes, told to stop at the end."""
     command = ["-P", "-m", "orchestrator.cli", "worker", "--slots", "1000", *words]
     environment = {**os.environ, "DATABASE_URL": url, "LOG_LEVEL": "error", "LOG_FORMAT": "json"}
+    environment |= settings
     crew = [
         await asyncio.create_subprocess_exec(
             sys.executable, *command, env=environment, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE

@@ -13,8 +13,8 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 ORDER = (
-    "pipelines", "expressions", "tools", "durability", "waits", "schedules", "values",
-    "secrets", "sql", "extending",
+    "pipelines", "expressions", "tools", "durability", "waits", "schedules", "tasks",
+    "events", "values", "secrets", "sql", "extending",
 )  # fmt: skip
 """As one would read them; pages that aren't named here come after."""
 

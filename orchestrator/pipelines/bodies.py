@@ -156,6 +156,10 @@ def _until(at: At, value: Any) -> Until:
 def _event(at: At, value: Any) -> Event:
     given = fields(at, value, ("topic", "match"))
     topic = given.need("topic", text, "")
+    if "*" in topic and "${" not in topic:
+        given.place("topic").say(
+            "value", "a run waits for one topic, only tasks listen to patterns"
+        )
     return Event(
         topic=template(given.place("topic"), topic), match=given.read("match", condition, None)
     )

@@ -8,23 +8,25 @@ from typing import Any
 from .rules import compile_rule
 
 HORIZON = timedelta(days=40)
-"""None is kept for longer, except the next one: the data of time zones may change before."""
+"""None is kept for longer, except the next two: the data of time zones may change before."""
 
 
 def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
     """The next instants, and up to when there are no others."""
     start, until = _time(row["known_from"]), _time(row["until_at"])
     assert start is not None
+    if row["kind"] in {"event", "condition"} and row["span"] is None:
+        return [], until or "infinity"
     if row["span"] is not None:
         return _beats(row, start, until)
     rule = compile_rule(
-        row["kind"], row["expr"], row["zone"], anchor=_anchor(row), dst_gap=row["dst_gap"],
+        row["kind"], row["expr"], row["zone"], anchor=_since(row, start), dst_gap=row["dst_gap"],
         dst_fold=row["dst_fold"], starts_at=_time(row["starts_at"]), ends_at=_time(row["ends_at"]),
     )  # fmt: skip
     moments, ended = rule.after(start, row["wanted"], until)
     instants = [moment.at for moment in moments]
     horizon = max(start, datetime.now(UTC)) + HORIZON
-    kept = [at for at in instants if at <= horizon] or instants[:1]
+    kept = instants[: max(2, sum(at <= horizon for at in instants))]
     if len(kept) < len(instants) or (len(kept) == row["wanted"] and not ended):
         return kept, kept[-1]
     return kept, until or "infinity"
@@ -43,6 +45,11 @@ def _beats(
     if limit is not None and beats[-1] > limit:
         return kept, until or "infinity"
     return kept, kept[-1]
+
+
+def _since(row: dict[str, Any], start: datetime) -> datetime:
+    """A single time may lie before its task's making, by the grace."""
+    return min(_anchor(row), start) if row["kind"] == "once" else _anchor(row)
 
 
 def _anchor(row: dict[str, Any]) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 import msgspec
 from psycopg.types.json import Jsonb
 
-from ..errors import Conflict, Malformed, NotAllowed, Problem
+from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale
 from ..wire import Call, Endpoint, Place, Reply
 from .limits import BadRule
 from .plan import following
@@ -69,15 +70,50 @@ def _text(instant: datetime | None) -> str | None:
     return instant.isoformat() if instant else None
 
 
-async def _checked(call: Call, said: dict[str, Any], payload: Any) -> None:
-    """Every problem of the pipeline and of the conditions at once."""
-    places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
-    kind, expr = said["schedule_kind"], said["schedule_expr"]
-    if kind in {"event", "condition"} and " when " in expr:
-        roots = ("event",) if kind == "event" else ("result",)
-        places += await call.app.condition_problems(expr.partition(" when ")[2], roots)
+async def _planned(
+    call: Call, said: dict[str, Any], anchor: datetime, start: datetime, is_new: bool = True
+) -> dict[str, Any]:
+    """The beginning of its plan, or every problem of rule, pipeline and condition at once."""
+    places = await _problems(call, said)
+    plan: dict[str, Any] = {}
+    try:
+        if is_new:
+            plan = await asyncio.to_thread(planned, said, anchor, start)
+    except BadRule as error:
+        if not places:
+            raise
+        places += error.detail
     if places:
-        raise Malformed(f"The task can't be made: {len(places)} problems", detail=places)
+        count = f"{len(places)} problems" if len(places) > 1 else "1 problem"
+        raise Malformed(f"The task can't be kept: {count}", detail=places)
+    return plan
+
+
+async def _problems(call: Call, said: dict[str, Any]) -> list[Place]:
+    kind, expr, payload = said["schedule_kind"], said["schedule_expr"], dict(said["payload"])
+    probe = payload.pop("probe", None) if kind == "condition" else None
+    places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
+    if isinstance(probe, dict):
+        places += await _problems_of_probe(call, payload, probe)
+    parts = re.split(r"\swhen\s", expr, maxsplit=1)
+    if kind in {"event", "condition"} and len(parts) == 2:
+        roots = ("event",) if kind == "event" else ("result",)
+        places += await call.app.condition_problems(parts[1], roots)
+    return places
+
+
+async def _problems_of_probe(
+    call: Call, payload: dict[str, Any], probe: dict[str, Any]
+) -> list[Place]:
+    document = {**payload, "pipeline": [{"id": "probe", **probe}]}
+    found = await call.app.pipeline_problems(document, [])
+    at = ["body", "payload", "probe"]
+    return [{**p, "loc": [*at, *p["loc"][2:]]} for p in found if p["loc"][:1] == ["pipeline"]]
+
+
+def _grace(said: dict[str, Any]) -> timedelta:
+    """How far back a single time may lie."""
+    return timedelta(seconds=said["grace_seconds"] if said["schedule_kind"] == "once" else 0)
 
 
 async def _create(call: Call) -> Any:
@@ -86,10 +122,8 @@ async def _create(call: Call) -> Any:
     said["created_by"] = str(said["created_by"] or principal.id)
     if said["created_by"] != principal.id and not principal.may("admin"):
         raise NotAllowed("created_by is somebody else", hint="leave it out: a task is its caller's")
-    await _checked(call, said, said["payload"])
     now = (await call.app.pool.call_one("clock"))["clock"]
-    grace = said["grace_seconds"] if said["schedule_kind"] == "once" else 0
-    plan = await asyncio.to_thread(planned, said, now, now - timedelta(seconds=grace))
+    plan = await _planned(call, said, now - _grace(said), now - _grace(said))
     said |= {name: Jsonb(said[name]) for name in ("payload", "labels") if said[name] is not None}
     tenant = principal.tenant_id
     made = await call.app.pool.call_one("create_task", tenant=tenant, made_at=now, **said, **plan)
@@ -116,7 +150,12 @@ async def _update(call: Call) -> Any:
         try:
             return await _try_update(call, changes, version)
         except Conflict as error:
-            if version is not None or attempt == 4 or "version" not in str(error):
+            if "its version is" not in str(error):
+                raise
+            if version is not None:
+                hint = "read it again, and send the ETag that you get"
+                raise Stale(str(error.diag.message_primary), hint=hint) from error
+            if attempt == 4:
                 raise
     raise AssertionError("unreachable")
 
@@ -133,22 +172,28 @@ def _version(tag: str | None) -> int | None:
 async def _try_update(call: Call, changes: dict[str, Any], version: int | None) -> Reply:
     assert call.principal is not None
     before = await _read(call)
-    said = before | changes
-    for name in ("starts_at", "ends_at"):
-        if isinstance(said[name], str):
-            said[name] = datetime.fromisoformat(said[name])
-    if "payload" in changes or "schedule_expr" in changes or "schedule_kind" in changes:
-        await _checked(call, said, said["payload"])
+    said = _with_times(before | changes)
+    if "payload" not in changes and said["schedule_kind"] != "condition":
+        said["payload"] = {k: v for k, v in said["payload"].items() if k != "probe"}
     plan: dict[str, Any] = {}
-    if changes.keys() & set(RULE):
+    if changes.keys() & {*RULE, "payload"}:
         now = (await call.app.pool.call_one("clock"))["clock"]
-        anchor = datetime.fromisoformat(before["created_at"])
-        plan = await asyncio.to_thread(planned, said, anchor, now)
+        is_new = bool(changes.keys() & set(RULE))
+        plan = await _planned(call, said, _anchor(before, said), now, is_new)
     made = await call.app.pool.call_one(
         "update_task", tenant=call.principal.tenant_id, task=call.path["task"],
         changes=Jsonb(changes), version=version or before["version"], **plan,
     )  # fmt: skip
     return _answer(made["update_task"])
+
+
+def _with_times(task: dict[str, Any]) -> dict[str, Any]:
+    said = {n: task[n] for n in ("starts_at", "ends_at") if isinstance(task[n], str)}
+    return task | {name: datetime.fromisoformat(text) for name, text in said.items()}
+
+
+def _anchor(task: dict[str, Any], said: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(task["created_at"]) - _grace(said)
 
 
 def _answer(task: dict[str, Any], status: int = 200) -> Reply:
@@ -208,9 +253,7 @@ async def _saved_rule(call: Call) -> Rule:
     if task["schedule_kind"] not in TIMED:
         text = "The task has no times: it goes by events, or by a probe"
         raise Problem(text, kind=Conflict)
-    task |= {n: datetime.fromisoformat(t) for n in ("starts_at", "ends_at") if (t := task[n])}
-    anchor = datetime.fromisoformat(task["created_at"])
-    return await asyncio.to_thread(_rule, task, anchor)
+    return await asyncio.to_thread(_rule, _with_times(task), _anchor(task, task))
 
 
 async def _backfill(call: Call) -> Backfilled:
@@ -257,7 +300,8 @@ ENDPOINTS = [
     Endpoint("GET", TASK, "task", returns=Task, scope=READ, handler=_get, errors=(404,),
              summary="A task; its ETag is its version"),
     Endpoint("PUT", TASK, "update_task", UpdateTask, Task, scope=WRITE, handler=_update,
-             errors=(404, 409), summary="Changes the named fields; a new rule holds at once"),
+             errors=(404, 409, 412),
+             summary="Changes the named fields; a new rule holds at once"),
     Endpoint("POST", f"{TASK}/run_now", "run_task", returns=Said, scope=WRITE, handler=_run_now,
              errors=(404, 409), summary="Runs a task once, now"),
     Endpoint("POST", f"{TASK}/snooze", "snooze_task", Snooze, Said, scope=WRITE, handler=_snooze,

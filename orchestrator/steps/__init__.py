@@ -94,7 +94,8 @@ class Kind(msgspec.Struct, frozen=True):
     that aren't templates, because text that is put into them would become a part of a program.
     `caches`: what its arguments ask to be cached by, and for how many seconds, or None.
     `stores`: what it's given becomes a fact of ours (the input of a run, an event), so it takes no
-    secrets; pure kinds take none, either. `needs`: the setting without which it does nothing."""
+    secrets; pure kinds take none, either. `needs`: the setting without which it does nothing.
+    `inner`: the core writes the pipelines that use it, and nobody is told of it."""
 
     name: str
     arguments: Any  # a Struct, or a dict of anything
@@ -108,6 +109,7 @@ class Kind(msgspec.Struct, frozen=True):
     stores: bool = False
     caches: Callable[[Any], tuple[Any, float] | None] | None = None
     needs: str = ""
+    inner: bool = False
 
     @property
     def keeps_arguments(self) -> bool:

@@ -37,4 +37,4 @@ def run(judge: Judge, context: Context) -> Outcome:
     return Done({"holds": holds})
 
 
-KIND = Kind("task.condition", Judge, run, stores=True)
+KIND = Kind("task.condition", Judge, run, stores=True, inner=True)

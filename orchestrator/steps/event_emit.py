@@ -21,6 +21,10 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
 def run(event: Event, context: Context) -> Outcome:
     if (why := unkeepable(event.payload)) is not None:
         return Fail("validation", f"the payload can't be kept: {why}")
+    if event.topic.startswith("$"):
+        return Fail("validation", f"{event.topic}: topics that begin with $ are the core's own")
+    if "*" in event.topic:
+        return Fail("validation", f"{event.topic}: * stands for a segment where somebody listens")
     source = event.source or f"run:{context.run}"
     said = {"topic": event.topic, "payload": event.payload, "source": source}
     context.events.append(said)

@@ -121,7 +121,7 @@ def _of_row(row: db.Row) -> Tool:
 
 def every(config: Config, entries: Iterable[catalog.Entry], rows: list[db.Row]) -> dict[str, Tool]:
     """By name. Where two have one, the first is what a step gets."""
-    found = [of_kind(kind, config) for kind in builtins().values()]
+    found = [of_kind(kind, config) for kind in builtins().values() if not kind.inner]
     for plugin in plugins().values():
         tool = of_kind(plugin.kind, config, "plugin", plugin.distribution)
         tool.problem = plugin.problem or None

@@ -171,6 +171,8 @@ class Waits:
                 topic = template.render(scope)
                 if not isinstance(topic, str) or not 0 < len(topic) <= 200:
                     raise Broken(Fail("validation", "a topic is a text of 1 to 200 characters"))
+                if "*" in topic:
+                    raise Broken(Fail("validation", f"{topic}: a run waits for one topic"))
                 return {"kind": "event", "topic": topic}, f"an event {topic}"
             case Callback():
                 return {"kind": "callback", "token": self._token(place)}, "a callback"

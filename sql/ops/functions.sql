@@ -54,6 +54,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select 'partitions', jsonb_build_object('table', b."table"), count(*) from orc._bounds b group by b."table"
   union all
   select 'default_partition_rows', jsonb_build_object('table', "table"), stray_rows from orc._default_rows()
+  union all
+  select * from orc._schedule_gauges()
 $$;
 comment on function orc.gauges() is 'Figures for monitoring: name, labels, value.';
 grant execute on function orc.gauges() to orc_api, orc_worker, orc_reader;

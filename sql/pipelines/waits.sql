@@ -122,8 +122,11 @@ begin
     priority => d.priority, labels => d.labels, on_conflict => 'queue') as e;
   if (wait ->> 'detached')::boolean then
     answer := jsonb_build_object('run_id', child);
-  else
-    update orchestrator.due_work o set parent_id = parent where o.tenant_id = tenant and o.run_id = child;
+  end if;
+  if d.event_id is not null or (wait ->> 'detached')::boolean is not true then
+    update orchestrator.due_work o
+    set parent_id = case when answer is null then parent end, event_id = d.event_id
+    where o.tenant_id = tenant and o.run_id = child;
   end if;
 exception when sqlstate 'OR404' or sqlstate 'OR422' or data_exception or integrity_constraint_violation then
   child := null;

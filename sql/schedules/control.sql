@@ -24,8 +24,8 @@ comment on function orc._task_said(text, uuid, text, uuid, jsonb) is 'Writes dow
 create function orc.pause_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
   v_keys text[];
 begin
   perform orc._refuse_ended(t, 'paused');
@@ -54,8 +54,8 @@ grant execute on function orc.pause_task(text, uuid) to orc_api;
 create function orc.resume_task(tenant text, task uuid) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
 begin
   perform orc._refuse_ended(t, 'resumed');
   if t.status = 'paused' then
@@ -75,21 +75,24 @@ grant execute on function orc.resume_task(text, uuid) to orc_api;
 create function orc.cancel_task(tenant text, task uuid, why text default null) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
 begin
   if t.status <> 'canceled' then
     update orchestrator.task u
     set status = 'canceled', canceled_at = v_now, paused_at = null, completed_at = null, updated_at = v_now, version = u.version + 1
     where u.tenant_id = tenant and u.id = task;
     update orchestrator.rule r set until_at = v_now where r.tenant_id = tenant and r.task_id = task and r.until_at is null;
-    update orchestrator.plan p set upcoming = '{}', known_to = 'infinity', next_at = 'infinity', wants_more = false
+    update orchestrator.plan p
+    set upcoming = array(select i from unnest(p.upcoming) as i where i <= v_now order by i),
+        known_to = case when p.known_to < 'infinity' then least(p.known_to, v_now) else p.known_to end
     where p.tenant_id = tenant and p.task_id = task;
+    perform orc._set_alarms(array[tenant], array[task]);
     update orchestrator.occurrence o set state = 'skipped', reason = 'the task was canceled', decided_at = v_now
     where o.tenant_id = tenant and o.task_id = task and o.state = 'undecided';
   end if;
-  perform orc.cancel_run(tenant, d.run_id, coalesce(why, 'its task was canceled'))
-  from orchestrator.due_work d where d.tenant_id = tenant and d.task_id = task;
+  perform orc._cancel_runs(array_agg(d.tenant_id), array_agg(d.run_id), coalesce(why, 'its task was canceled'))
+  from orchestrator.due_work d where d.tenant_id = tenant and d.task_id = task having count(*) > 0;
   return orc._task_said(tenant, task, 'cancel_task', null, jsonb_build_object('why', why));
 end $$;
 comment on function orc.cancel_task(text, uuid, text) is 'Ends a task for good: what is queued goes, what runs is told to stop.';
@@ -120,13 +123,13 @@ comment on function orc.run_task(text, uuid) is 'Runs a task once, now. Answers 
 grant execute on function orc.run_task(text, uuid) to orc_api;
 
 -- The next run, and no other. It is written down as fired, and waits as a run of its own; one that was
--- snoozed before and waits still is moved again.
+-- snoozed before and is still the next is moved again. What was missed is left to catch_up.
 create function orc.snooze_task(tenant text, task uuid, delay_seconds double precision, reason text default null)
 returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now constant timestamptz := orchestrator.now();
   t constant orchestrator.task := orc._own_task(tenant, task);
+  v_now constant timestamptz := orc._now_for(tenant, task);
   v_delay interval;
   v_next timestamptz;
   v_run uuid;
@@ -145,14 +148,15 @@ begin
     order by o.due_at limit 1)
   returning d.run_id into v_run;
   if v_run is null then
-    update orchestrator.plan p set upcoming = p.upcoming[2:], through = p.upcoming[1]
-    where p.tenant_id = tenant and p.task_id = task and p.upcoming <> '{}' returning p.through into v_next;
+    select i into v_next from orchestrator.plan p, unnest(p.upcoming) as i
+    where p.tenant_id = tenant and p.task_id = task and i + orc._jitter(task, i, t.jitter) > v_now order by i limit 1;
     if v_next is null then
       perform orc._conflict('The task has no next run', task::text, 'an event or a condition can''t be snoozed; a new rule is planned within a second');
     end if;
     perform orc._start_runs(jsonb_build_array(jsonb_build_object(
-      'tenant', tenant, 'task', task, 'nominal', v_next, 'decision', 'fire', 'due', greatest(v_next, v_now) + v_delay,
+      'tenant', tenant, 'task', task, 'nominal', v_next, 'decision', 'fire', 'due', v_next + v_delay,
       'reason', concat_ws(': ', format('snoozed by %s', v_delay), reason))));
+    update orchestrator.plan p set upcoming = array_remove(p.upcoming, v_next) where p.tenant_id = tenant and p.task_id = task;
     perform orc._set_alarms(array[tenant], array[task]);
   end if;
   return orc._task_said(tenant, task, 'snooze_task', v_run,
@@ -170,13 +174,14 @@ declare
   t constant orchestrator.task := orc._own_task(tenant, task);
   v_firings jsonb;
 begin
-  perform orc._refuse_ended(t, 'backfilled');
-  if coalesce(cardinality(instants), 0) > 1000 then
+  if t.status = 'canceled' then
+    perform orc._refuse_ended(t, 'backfilled');
+  elsif coalesce(cardinality(instants), 0) > 1000 then
     perform orc._invalid('At most 1000 instants can be backfilled at once', 'instants', 'take a shorter time');
   elsif exists (select from unnest(instants) as i where i > orchestrator.now()) then
     perform orc._invalid('Only what is past can be backfilled', 'to');
   end if;
-  select jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', i, 'decision', 'backfill', 'reason', 'backfilled',
+  select jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', i, 'decision', 'backfill',
                                       'due', orchestrator.now()) order by i) into v_firings
   from unnest(instants) as i
   where not exists (select from orchestrator.occurrence o

@@ -34,12 +34,17 @@ language sql immutable as $$
 $$;
 comment on function orc._task_key(orchestrator.task) is 'The concurrency key of a task''s runs.';
 
--- Runs of tasks that still live; one that was snoozed into the future doesn't.
+-- One that was snoozed into the future doesn't live yet.
+create function orc._is_live(d orchestrator.due_work) returns boolean
+language sql stable as $$
+  select d.kind <> 'probe' and (d.state <> 'scheduled' or d.epoch > 0 or d.due_at <= orchestrator.now())
+$$;
+comment on function orc._is_live(orchestrator.due_work) is 'Whether the next run of a task meets this one.';
+
 create function orc._live_run(tenant text, task uuid) returns uuid
 language sql stable as $$
   select d.run_id from orchestrator.due_work d
-  where d.tenant_id = tenant and d.task_id = task and d.kind <> 'probe'
-    and (d.state <> 'scheduled' or d.epoch > 0 or d.due_at <= orchestrator.now())
+  where d.tenant_id = tenant and d.task_id = task and orc._is_live(d)
   order by d.run_id limit 1
 $$;
 comment on function orc._live_run(text, uuid) is 'The oldest run of a task that has not ended.';
@@ -53,7 +58,8 @@ language sql stable as $$
   from (select u.*, t.overlap,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal, u.event) as nth,
                row_number() over (partition by u.tenant, u.task, u.decision order by u.nominal desc, u.event desc) as from_end
-        from orc._firings(firings) as u join orchestrator.task t on t.tenant_id = u.tenant and t.id = u.task) as f
+        from orc._firings(firings) as u
+        cross join lateral (select * from orchestrator.task o where o.tenant_id = u.tenant and o.id = u.task offset 0) as t) as f
   cross join lateral (select case
     when f.decision <> 'fire' then null
     when f.overlap = 'skip' and f.nth > 1 then 'overlap: the one before it has just begun'
@@ -85,20 +91,34 @@ language sql as $$
 $$;
 comment on function orc._write_ledger(jsonb) is 'Writes what became of instants and events; answers the runs to be made.';
 
+-- All rows first, then their keys: who has a key must not wait for a row.
+create function orc._cancel_runs(tenants text[], runs uuid[], why text) returns void
+language sql as $$
+  select from orchestrator.due_work d join unnest(tenants, runs) as u(tenant, run) on d.tenant_id = u.tenant and d.run_id = u.run
+  order by d.run_id for update of d;
+  select orc.cancel_run(d.tenant_id, d.run_id, why)
+  from orchestrator.due_work d join unnest(tenants, runs) as u(tenant, run) on d.tenant_id = u.tenant and d.run_id = u.run
+$$;
+comment on function orc._cancel_runs(text[], uuid[], text) is 'Cancels those of the runs that have not ended.';
+
 create function orc._replace_live(firings jsonb) returns void
 language sql as $$
-  select orc.cancel_run(d.tenant_id, d.run_id, 'replaced by the next run of its task')
-  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire' order by 1, 2) as f
-  join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task and t.overlap = 'replace'
-  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and d.kind <> 'probe'
+  select orc._cancel_runs(array_agg(d.tenant_id), array_agg(d.run_id), 'replaced by the next run of its task')
+  from (select distinct f.tenant, f.task from orc._firings(firings) as f where f.decision = 'fire') as f
+  cross join lateral (select * from orchestrator.task o where o.tenant_id = f.tenant and o.id = f.task offset 0) as t
+  join orchestrator.due_work d on d.tenant_id = t.tenant_id and d.task_id = t.id and orc._is_live(d)
+  where t.overlap = 'replace'
+  having count(*) > 0
 $$;
 comment on function orc._replace_live(jsonb) is 'Cancels the live runs of tasks whose next run replaces them.';
 
 create function orc._make_keys(firings jsonb) returns void
 language sql as $$
   select orc._set_concurrency(k.tenant_id, k.key, k.concurrency_limit)
-  from (select distinct t.tenant_id, orc._task_key(t) as key, t.concurrency_limit
-        from orc._firings(firings) as f join orchestrator.task t on t.tenant_id = f.tenant and t.id = f.task
+  from (select distinct t.tenant_id, orc._task_key(i.it) as key, t.concurrency_limit
+        from orc._firings(firings) as f
+        cross join lateral (select o as it from orchestrator.task o where o.tenant_id = f.tenant and o.id = f.task offset 0) as i
+        cross join lateral (select (i.it).*) as t
         where f.decision in ('fire', 'backfill') and (t.concurrency_key is not null or t.overlap = 'queue') order by 1, 2) as k
 $$;
 comment on function orc._make_keys(jsonb) is 'Makes the concurrency keys of runs that are about to be made.';
@@ -137,11 +157,14 @@ begin
   perform orc._make_keys(firings);
   with made as materialized (select * from orc._write_ledger(firings)),
   starting as materialized (
-    select m.*, t.queue, t.priority * 10 as priority, orc._task_key(t) as key, t as task_row, p.probes,
-           not p.probes and (t.dedupe_window > '0' or t.concurrency_key is null and i.concurrency_key is not null) as meets
-    from made m join orchestrator.task t on t.tenant_id = m.tenant and t.id = m.task
-    join orchestrator.pipeline i on i.tenant_id = t.tenant_id and i.id = t.pipeline_id
-    cross join lateral (select t.kind = 'condition' and m.event is null as probes) as p),
+    select m.*, (t.it).queue, (t.it).priority * 10 as priority, orc._task_key(t.it) as key, t.it as task_row, p.probes,
+           not p.probes and ((t.it).dedupe_window > '0' or (t.it).concurrency_key is null and i.concurrency_key is not null) as meets
+    from made m
+    cross join lateral (  -- one by one: never all tasks
+      select o as it from orchestrator.task o where o.tenant_id = m.tenant and o.id = m.task offset 0) as t
+    cross join lateral (
+      select o.concurrency_key from orchestrator.pipeline o where o.tenant_id = m.tenant and o.id = (t.it).pipeline_id offset 0) as i
+    cross join lateral (select (t.it).kind = 'condition' and m.event is null as probes) as p),
   started as (
     insert into orchestrator.due_work (
       tenant_id, run_id, pipeline_id, task_id, due_at, nominal_at, event_id, timeout_seconds, max_attempts, priority, state,
@@ -165,18 +188,21 @@ begin
 end $$;
 comment on function orc._start_runs(jsonb) is 'Writes the ledger and makes the runs of what it took; answers how many.';
 
-create function orc._fire(firings jsonb) returns integer
+create function orc._carry_out(firings jsonb) returns integer
 language plpgsql as $$
-declare
-  v_firings jsonb;
 begin
   if firings is null then
     return 0;
   end if;
-  v_firings := orc._without_overlap(firings);
-  perform orc._replace_live(v_firings);
-  return orc._start_runs(v_firings);
+  perform orc._replace_live(firings);
+  return orc._start_runs(firings);
 end $$;
+comment on function orc._carry_out(jsonb) is 'The ledger of what was decided, and runs for what fires.';
+
+create function orc._fire(firings jsonb) returns integer
+language sql as $$
+  select orc._carry_out(orc._without_overlap(firings))
+$$;
 comment on function orc._fire(jsonb) is 'Instants and events of tasks: the ledger, and runs for those that fire.';
 
 -- What becomes of instants whose time has come. `keep`: it can't be said before more is known.
@@ -185,8 +211,8 @@ returns table (tenant text, task uuid, nominal timestamptz, decision text, reaso
 language sql stable as $$
   with moment as materialized (select orchestrator.now() as now),
   late as (
-    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now as is_all, p.paused_from, p.paused_to, t.catch_up,
-           t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
+    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now or p.problem is not null as is_all, p.paused_from, p.paused_to,
+           t.status = 'canceled' as is_over, t.catch_up, t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
     from moment m, unnest(plans) as p
     join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
     cross join lateral unnest(p.upcoming) with ordinality as u(nominal, nth)
@@ -197,48 +223,115 @@ language sql stable as $$
     where is_due),
   decided as (
     select d.*, case
+      when is_over then 'skipped'
       when catch_up = 'none' then case when now - act_at > grace then 'skipped' else 'fire' end
       when from_end > case catch_up when 'latest' then 1 else catch_up_limit end
         then case catch_up when 'latest' then 'coalesced' else 'skipped' end
       when is_all then 'fire' else 'keep' end as decision
     from due d)
-  select tenant_id, task_id, nominal, decision, case decision
-    when 'coalesced' then 'a later instant that was due, too, stands for it'
-    when 'skipped' then case when nominal between paused_from and paused_to then 'paused: ' else 'missed: ' end
+  select tenant_id, task_id, nominal, decision, case
+    when is_over then 'the task was canceled'
+    when decision = 'coalesced' then 'a later instant that was due, too, stands for it'
+    when decision = 'skipped' then case when nominal between paused_from and paused_to then 'paused: ' else 'missed: ' end
       || case catch_up when 'none' then 'catch_up is none' else format('catch_up_limit is %s', catch_up_limit) end end
   from decided
 $$;
 comment on function orc._decide_instants(orchestrator.plan[]) is 'What becomes of the instants of plans that are due.';
 
--- Answers how many plans were due: as many as `most`, and there may be more.
-create function orc._fire_due(most integer, out plans integer, out runs integer)
-language plpgsql set enable_seqscan = off set jit = off as $$
-declare
-  v_plans orchestrator.plan[];
-  v_firings jsonb;
-  v_kept uuid[];
-begin
-  select array_agg(p::orchestrator.plan), count(*) into v_plans, plans from (
+create function orc._lock_due(most integer) returns orchestrator.plan[]
+language sql as $$
+  select array_agg(p::orchestrator.plan) from (
     select l.* from orchestrator.plan l where l.next_at <= orchestrator.now() and l.next_at < 'infinity'
-    order by l.next_at limit most for update skip locked) as p;
-  runs := 0;
-  if v_plans is null then
-    return;
-  end if;
-  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
-                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
-         array_agg(distinct d.task) filter (where d.decision = 'keep')
-  into v_firings, v_kept from orc._decide_instants(v_plans) as d;
-  runs := orc._fire(v_firings);
+    order by l.next_at limit most for update skip locked) as p
+$$;
+comment on function orc._lock_due(integer) is 'Plans that are due and that nobody else acts on.';
+
+-- What was decided goes off the front of a plan; what is kept stays, and waits for more to be known.
+create function orc._move_up(plans orchestrator.plan[], firings jsonb, kept uuid[]) returns void
+language plpgsql as $$
+declare
+  v_tenants text[];
+  v_tasks uuid[];
+begin
   with done as materialized (
     select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
            max(f.nominal) filter (where f.decision = 'fire') as fired
-    from orc._firings(v_firings) as f group by f.tenant, f.task)
-  update orchestrator.plan p
-  set upcoming = p.upcoming[coalesce(d.count, 0) + 1:], through = coalesce(d.through, p.through),
-      last_at = coalesce(d.fired, p.last_at)
-  from unnest(v_plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
-  where p.tenant_id = o.tenant_id and p.task_id = o.task_id;
-  perform orc._set_alarms(array_agg(o.tenant_id), array_agg(o.task_id), v_kept) from unnest(v_plans) as o;
+    from orc._firings(firings) as f group by f.tenant, f.task),
+  moved as (
+    update orchestrator.plan p
+    set upcoming = n.upcoming, through = coalesce(d.through, p.through), last_at = coalesce(d.fired, p.last_at), problem = n.problem,
+        next_at = orc._alarm(i.it, n.upcoming, n.is_kept), wants_more = orc._wants_more(i.it, n.upcoming, o.known_to, n.problem, n.is_kept)
+    from unnest(plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
+    cross join lateral (select x as it from orchestrator.task x where x.tenant_id = o.tenant_id and x.id = o.task_id offset 0) as i
+    cross join lateral (
+      select o.upcoming[coalesce(d.count, 0) + 1:] as upcoming, o.task_id = any (coalesce(kept, '{}')) as is_kept,
+             case when o.problem not like 'it can''t be fired: %' then o.problem end as problem) as n
+    where p.tenant_id = o.tenant_id and p.task_id = o.task_id
+    returning p.tenant_id, p.task_id, p.upcoming = '{}' and p.known_to = 'infinity' as has_ended)
+  select array_agg(m.tenant_id), array_agg(m.task_id) into v_tenants, v_tasks from moved m where m.has_ended;
+  if v_tasks is not null then
+    perform orc._complete_tasks(v_tenants, v_tasks);
+  end if;
+end $$;
+comment on function orc._move_up(orchestrator.plan[], jsonb, uuid[]) is 'Takes what was decided off plans, and sets their next alarms.';
+
+create function orc._fire_plans(plans orchestrator.plan[]) returns integer
+language plpgsql as $$
+declare
+  v_firings jsonb;
+  v_kept uuid[];
+  v_runs integer;
+begin
+  select jsonb_agg(jsonb_build_object('tenant', d.tenant, 'task', d.task, 'nominal', d.nominal, 'decision', d.decision,
+                                      'reason', d.reason, 'due', d.nominal)) filter (where d.decision <> 'keep'),
+         array_agg(distinct d.task) filter (where d.decision = 'keep')
+  into v_firings, v_kept from orc._decide_instants(plans) as d;
+  v_firings := orc._without_overlap(v_firings);
+  v_runs := orc._carry_out(v_firings);
+  perform orc._move_up(plans, v_firings, v_kept);
+  return v_runs;
+end $$;
+comment on function orc._fire_plans(orchestrator.plan[]) is 'Fires what is due of plans; answers how many runs it made.';
+
+create function orc._postpone(p orchestrator.plan, why text) returns jsonb
+language plpgsql as $$
+begin
+  update orchestrator.plan l
+  set next_at = orchestrator.now() + interval '1 minute', problem = left('it can''t be fired: ' || why, 500)
+  where l.tenant_id = p.tenant_id and l.task_id = p.task_id;
+  return jsonb_build_array(jsonb_build_object('part', 'firing', 'task', p.task_id, 'error', why));
+end $$;
+comment on function orc._postpone(orchestrator.plan, text) is 'Puts a plan off whose firing failed, so that the others go on.';
+
+-- Answers how many plans were due: as many as `most`, and there may be more. One that can't be fired is found by halves
+-- and tried again a minute later: it doesn't keep the others from firing. Plans are locked in the subtransaction that
+-- changes them: a lock of the outer one would make a multixact of each row.
+create function orc._fire_due(most integer, out plans integer, out runs integer, out failed jsonb)
+language plpgsql as $$
+declare
+  v_plans orchestrator.plan[];
+  v_first record;
+  v_rest record;
+begin
+  failed := '[]';
+  begin
+    v_plans := orc._lock_due(most);
+    plans := coalesce(cardinality(v_plans), 0);
+    runs := case when plans = 0 then 0 else orc._fire_plans(v_plans) end;
+    return;
+  exception when others then
+    if v_plans is null or sqlstate ~ '^(40|53|55|57|58)' then
+      raise;
+    elsif plans = 1 then
+      runs := 0;
+      failed := orc._postpone(v_plans[1], sqlerrm);
+      return;
+    end if;
+  end;
+  v_first := orc._fire_due(plans / 2);
+  v_rest := orc._fire_due(plans - plans / 2);
+  plans := v_first.plans + v_rest.plans;
+  runs := v_first.runs + v_rest.runs;
+  failed := v_first.failed || v_rest.failed;
 end $$;
 comment on function orc._fire_due(integer) is 'Acts on the plans that are due.';

@@ -1,76 +1,91 @@
 -- Why a task did not run at an instant, and what must hold of plans and ledger.
 
-create function orc._why_not_yet(p orchestrator.plan, instant timestamptz)
+-- The rule that was in force at an instant; before the first one, that.
+create function orc._rule_at(tenant text, task uuid, instant timestamptz) returns orchestrator.rule
+language sql stable as $$
+  select r from orchestrator.rule r
+  where r.tenant_id = $1 and r.task_id = $2 order by r.from_at < $3 desc, case when r.from_at < $3 then r.revision else -r.revision end desc limit 1
+$$;
+comment on function orc._rule_at(text, uuid, timestamptz) is 'The rule of a task that was in force at an instant.';
+
+create function orc._why_not_yet(p orchestrator.plan, t orchestrator.task, r orchestrator.rule, instant timestamptz)
 returns table (cause text, evidence jsonb, clears text)
 language plpgsql stable as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_seen constant timestamptz := (select max(seen_at) from orchestrator.scheduler);
-  t orc.tasks;
+  v_act_at constant timestamptz := instant + orc._jitter(t.id, instant, t.jitter);
 begin
-  select * into t from orc.tasks v where v.tenant_id = p.tenant_id and v.id = p.task_id;
-  if t.status = 'paused' then
-    return query select 'paused', jsonb_build_object('since', p.paused_from), format('when orc.resume_task is called; then catch_up (%s) decides', t.catch_up);
-  elsif p.problem is not null then
-    return query select 'the rule can''t be computed', jsonb_build_object('problem', p.problem, 'rule', t.schedule_expr), 'when the rule is changed';
-  elsif instant > p.known_to then
-    return query select 'not computed yet', jsonb_build_object('known_to', p.known_to), 'when a scheduler computes further instants';
-  elsif not instant = any (p.upcoming) then
-    return query select 'not an instant of the rule', jsonb_build_object('rule', t.schedule_expr, 'timezone', t.timezone, 'next', p.upcoming[1]),
+  if instant <= p.known_to and not instant = any (p.upcoming) then
+    return query select 'not an instant of the rule', jsonb_build_object('rule', r.expr, 'timezone', r.zone, 'next', p.upcoming[1]),
       'never: GET /tasks/{id}/preview shows its instants';
-  elsif instant + orc._jitter(t.id, instant, make_interval(secs => t.jitter_seconds)) > v_now then
-    return query select 'not due', jsonb_build_object('due_at', instant + orc._jitter(t.id, instant, make_interval(secs => t.jitter_seconds))), 'at its time';
+  elsif t.status = 'paused' then
+    return query select 'paused', jsonb_build_object('since', t.paused_at), format('when orc.resume_task is called; then catch_up (%s) decides', t.catch_up);
+  elsif p.problem is not null then
+    return query select 'the rule can''t be computed', jsonb_build_object('problem', p.problem, 'rule', r.expr), 'when the rule is changed';
+  elsif v_act_at > v_now and instant <= p.known_to then
+    return query select 'not due', jsonb_build_object('due_at', v_act_at), 'at its time';
   elsif v_seen > v_now - interval '15 seconds' is not true then
     return query select 'no live scheduler', jsonb_build_object('last_seen', v_seen), 'when a scheduler is started: bin/scheduler';
+  elsif instant > p.known_to then
+    return query select 'not computed yet', jsonb_build_object('known_to', p.known_to), 'when its time comes nearer, if it is an instant of the rule';
   else
-    return query select 'due', jsonb_build_object('next_at', p.next_at, 'known_to', p.known_to), 'at the next tick, within a second';
+    return query select 'due', jsonb_build_object('due_at', v_act_at, 'known_to', p.known_to), 'at the next tick, within a second';
   end if;
 end $$;
-comment on function orc._why_not_yet(orchestrator.plan, timestamptz) is 'Why an instant after the ledger''s last one has not fired.';
+comment on function orc._why_not_yet(orchestrator.plan, orchestrator.task, orchestrator.rule, timestamptz) is
+  'Why an instant after the ledger''s last one has not fired.';
+
+create function orc._what_became(tenant text, task uuid, instant timestamptz)
+returns table (cause text, evidence jsonb, clears text)
+language sql stable as $$
+  select case when o.state in ('fired', 'backfilled') then 'it did run' else o.state end,
+         jsonb_strip_nulls(jsonb_build_object('nominal_at', o.nominal_at, 'reason', o.reason, 'run', o.run_id, 'decided_at', o.decided_at,
+                                              'late_seconds', o.late_seconds, 'event', o.event_id)),
+         case when o.state in ('fired', 'backfilled') then 'orc.why says what became of the run'
+              when o.state = 'undecided' then 'at the next tick, within a second'
+              when o.event_id is not null then 'never: an event is met once'
+              else 'never: orc.backfill_task can run it' end
+  from orc.occurrences o where o.tenant_id = $1 and o.task_id = $2 and o.nominal_at = $3
+$$;
+comment on function orc._what_became(text, uuid, timestamptz) is 'What the ledger says of an instant.';
 
 -- The ledger knows every instant of the rule; what isn't in it was none, or is still to come.
 create function orc.why_not(tenant text, task uuid, instant timestamptz)
 returns table (cause text, evidence jsonb, clears text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  t orc.tasks;
+  t orchestrator.task;
   p orchestrator.plan;
-  v_canceled timestamptz;
+  r orchestrator.rule;
 begin
   perform orc._require('tasks:read');
-  select * into t from orc.tasks v where v.tenant_id = tenant and v.id = task and orc._sees(v.created_by);
+  select * into t from orchestrator.task o where o.tenant_id = tenant and o.id = task and orc._sees(o.created_by);
   if t.id is null then
     perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
   end if;
-  return query
-    select case when o.state in ('fired', 'backfilled') then 'it did run' else o.state end,
-           jsonb_strip_nulls(jsonb_build_object('nominal_at', o.nominal_at, 'reason', o.reason, 'run', o.run_id, 'decided_at', o.decided_at,
-                                                'late_seconds', o.late_seconds, 'event', o.event_id)),
-           case when o.state in ('fired', 'backfilled') then 'orc.why says what became of the run'
-                when o.state = 'undecided' then 'at the next tick, within a second'
-                else 'never: orc.backfill_task can run it' end
-    from orc.occurrences o where o.tenant_id = tenant and o.task_id = task and o.nominal_at = instant;
+  return query select * from orc._what_became(tenant, task, instant);
   if found then
     return;
   end if;
   select * into p from orchestrator.plan l where l.tenant_id = tenant and l.task_id = task;
-  select o.canceled_at into v_canceled from orchestrator.task o where o.tenant_id = tenant and o.id = task;
+  r := orc._rule_at(tenant, task, instant);
   if instant < t.created_at then
     return query select 'the task did not exist', jsonb_build_object('created_at', t.created_at), 'never: orc.backfill_task can run it';
-  elsif instant >= v_canceled then
-    return query select 'canceled', jsonb_build_object('since', v_canceled), 'never: make a new task';
-  elsif instant < t.starts_at or instant > t.ends_at then
-    return query select 'outside its start and end', jsonb_build_object('starts_at', t.starts_at, 'ends_at', t.ends_at), 'when they are changed';
-  elsif t.schedule_kind = 'event' or t.schedule_kind = 'condition' and p.upcoming = '{}' and p.known_to = 'infinity' then
-    return query select 'no event fitted then', jsonb_build_object('rule', t.schedule_expr), 'when one is published: orc.publish_event';
+  elsif instant > t.canceled_at then
+    return query select 'canceled', jsonb_build_object('since', t.canceled_at), 'never: make a new task';
+  elsif instant < r.starts_at or instant > r.ends_at then
+    return query select 'outside its start and end', jsonb_build_object('starts_at', r.starts_at, 'ends_at', r.ends_at),
+      case when r.until_at is null then 'when they are changed' else 'never: it was so then' end;
+  elsif r.topic is not null then
+    return query select 'no event fitted then', jsonb_build_object('rule', r.expr), 'when one is published: orc.publish_event';
   elsif instant <= p.through then
     return query select 'not an instant of the rule', jsonb_build_object('rule', r.expr, 'timezone', r.zone, 'in_force_from', r.from_at),
-      'never: GET /tasks/{id}/preview shows its instants'
-      from orchestrator.rule r where r.tenant_id = tenant and r.task_id = task and r.from_at < instant order by r.revision desc limit 1;
+      'never: GET /tasks/{id}/preview shows its instants';
   elsif t.status = 'completed' then
-    return query select 'completed', jsonb_build_object('last', p.last_at), 'never: its rule has no more instants';
+    return query select 'completed', jsonb_build_object('since', t.completed_at, 'rule', r.expr), 'never: its rule has no more instants';
   else
-    return query select * from orc._why_not_yet(p, instant);
+    return query select * from orc._why_not_yet(p, t, r, instant);
   end if;
 end $$;
 comment on function orc.why_not(text, uuid, timestamptz) is 'Why a task did not run at an instant: cause, evidence, and when that clears.';
@@ -99,9 +114,10 @@ language sql stable as $$
   where t.status <> 'canceled' and not exists (select from orchestrator.rule r where r.tenant_id = t.tenant_id and r.task_id = t.id
                                                and r.revision = t.revision and r.until_at is null)
   union all
-  select 'only_active_tasks_have_an_alarm', t.id::text, format('%s, next at %s', t.status, p.next_at)
+  select 'only_active_tasks_look_ahead', t.id::text, format('%s, next at %s', t.status, p.next_at)
   from orchestrator.plan p join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
-  where t.status <> 'active' and (p.next_at < 'infinity' or p.wants_more)
+  where t.status in ('paused', 'completed') and (p.next_at < 'infinity' or p.wants_more)
+     or t.status = 'canceled' and (p.upcoming[cardinality(p.upcoming)] > t.canceled_at or p.known_to > t.canceled_at and p.known_to < 'infinity')
   union all
   select 'an_active_plan_goes_on', t.id::text, 'it has instants and no alarm, or too few and wants none'
   from orchestrator.plan p join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id

@@ -183,7 +183,6 @@ create table orchestrator.plan (
   paused_from timestamptz,
   paused_to timestamptz,
   last_at timestamptz,
-  holds boolean,
   problem text,
   constraint task_has_one_plan primary key (tenant_id, task_id),
   constraint task_exists foreign key (tenant_id, task_id) references orchestrator.task (tenant_id, id),
@@ -202,7 +201,6 @@ comment on column orchestrator.plan.wants_more is 'Whether a scheduler is to com
 comment on column orchestrator.plan.paused_from is 'When the last pause began.';
 comment on column orchestrator.plan.paused_to is 'When it ended.';
 comment on column orchestrator.plan.last_at is 'The last instant that made a run.';
-comment on column orchestrator.plan.holds is 'Whether its condition held at the last probe: it fires when that becomes true.';
 comment on column orchestrator.plan.problem is 'Why no instants can be computed.';
 grant select on orchestrator.plan to orc_reader;
 create index plan_in_order on orchestrator.plan (next_at) where next_at < 'infinity';

@@ -29,6 +29,13 @@ begin
 end $$;
 comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone, if the actor may change it.';
 
+-- To be asked once the task is one's own: what a tick did that one waited for is past. So it is when the clock went back.
+create function orc._now_for(tenant text, task uuid) returns timestamptz
+language sql as $$
+  select greatest(orchestrator.now(), p.through) from orchestrator.plan p where p.tenant_id = $1 and p.task_id = $2
+$$;
+comment on function orc._now_for(text, uuid) is 'Now, and not before what the ledger has of a task.';
+
 create function orc.task(tenant text, task uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -117,7 +124,8 @@ begin
 end $$;
 comment on function orc._read_rule(text, text) is 'The parts of the expression of an event or a condition.';
 
--- The rule in force from now on. Instants that the old one still owes stay in the plan.
+-- The rule in force from now on. Instants that the old one still owes stay in the plan, and are computed up to now
+-- unless that can't be done.
 create function orc._set_rule(r orchestrator.rule, instants timestamptz[], known_to timestamptz) returns void
 language plpgsql as $$
 declare
@@ -133,9 +141,9 @@ begin
   insert into orchestrator.plan as p (tenant_id, task_id, revision, through, known_to)
   values (r.tenant_id, r.task_id, r.revision, r.from_at, r.from_at)
   on conflict (tenant_id, task_id) do update
-  set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null, holds = null,
-      revision = case when p.known_to >= r.from_at then r.revision else p.revision end,
-      known_to = least(p.known_to, r.from_at);
+  set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null,
+      revision = case when p.known_to >= r.from_at or p.problem is not null then r.revision else p.revision end,
+      known_to = case when p.problem is null then least(p.known_to, r.from_at) else r.from_at end;
   update orchestrator.plan p
   set known_to = case when v_is_planned then coalesce(_set_rule.known_to, p.known_to) else 'infinity' end,
       upcoming = p.upcoming || case when v_is_planned then array(select i from unnest(instants) as i where i > r.from_at order by i)
@@ -155,7 +163,7 @@ begin
                          'add "probe": {"uses": "http.request", "with": {…}}; the condition sees its value as result');
   end if;
   return (orc._pipeline(tenant, jsonb_build_object('pipeline', jsonb_build_array(
-      (payload -> 'probe') || '{"id": "probe"}',
+      (payload -> 'probe') - 'save_as' || '{"id": "probe"}',
       jsonb_build_object('id', 'condition', 'uses', 'task.condition', 'with', jsonb_build_object(
         'when', replace(condition, '${', '$${'), 'result', '${steps.probe}'))))
     || coalesce((select jsonb_object_agg(key, value) from jsonb_each(payload)
@@ -183,6 +191,23 @@ begin
   return t;
 end $$;
 comment on function orc._set_payload(orchestrator.task, jsonb, text, text) is 'What the task runs: pipelines are stored.';
+
+create function orc._check_task(t orchestrator.task) returns void
+language plpgsql as $$
+declare
+  v_other constant uuid := (
+    select o.id from orchestrator.task o
+    where o.tenant_id = t.tenant_id and o.dedupe_key = t.dedupe_key and o.dedupe_window = '0' and o.status in ('active', 'paused')
+      and o.created_by is not distinct from t.created_by and o.id is distinct from t.id and t.dedupe_window = '0');
+begin
+  if v_other is not null then
+    perform orc._conflict(format('A task with the dedupe key %L lives already', t.dedupe_key), v_other::text,
+                          'change that one, or give a dedupe_window_seconds: then it is its runs that are not doubled');
+  elsif not orchestrator.json_is_bounded(t.labels, 10000) then
+    perform orc._invalid('The labels are too large or too deep', 'labels', 'at most 10 kB');
+  end if;
+end $$;
+comment on function orc._check_task(orchestrator.task) is 'Refuses a task that another one excludes, or whose runs could not be made.';
 
 -- `instants` and `known_to` are the beginning of the plan when the caller has computed it; without them a
 -- scheduler does, within a second. `made_at` is the clock by which it was computed.
@@ -229,10 +254,13 @@ begin
   created_by := coalesce(created_by, orc._actor()::uuid);
   if not orc._sees(created_by) then
     perform orc._forbidden('created_by is somebody else', created_by::text, 'leave it out: a task is its caller''s');
-  elsif not orchestrator.json_is_bounded(labels, 10000) then
-    perform orc._invalid('The labels are too large or too deep', 'labels', 'at most 10 kB');
   end if;
   t.tenant_id := tenant;
+  t.dedupe_key := dedupe_key;
+  t.dedupe_window := make_interval(secs => dedupe_window_seconds);
+  t.created_by := created_by;
+  t.labels := labels;
+  perform orc._check_task(t);
   t := orc._set_payload(t, payload, schedule_kind, schedule_expr);
   insert into orchestrator.task as n (
     tenant_id, title, description, kind, pipeline_id, probe, probe_pipeline_id, priority, queue, max_attempts, backoff, timeout_seconds,
@@ -262,11 +290,19 @@ language sql immutable parallel safe as $$
 $$;
 comment on function orc._task_fields() is 'What update_task may change.';
 
+create function orc._rule_fields() returns text[]
+language sql immutable parallel safe as $$
+  select '{schedule_kind, schedule_expr, timezone, dst_gap, dst_fold, starts_at, ends_at}'::text[]
+$$;
+comment on function orc._rule_fields() is 'Those of a task''s fields that make its rule.';
+
 create function orc._check_changes(t orchestrator.task, changes jsonb, version integer) returns void
 language plpgsql as $$
 begin
-  if t.status in ('canceled', 'completed') and changes ?| '{schedule_kind, schedule_expr, timezone}' is not true or t.status = 'canceled' then
-    perform orc._conflict(format('The task is %s', t.status), t.id::text, 'make a new one');
+  if t.status = 'canceled' then
+    perform orc._conflict('The task is canceled: it can''t be changed', t.id::text, 'make a new one');
+  elsif t.status = 'completed' and changes ?| orc._rule_fields() is not true then
+    perform orc._conflict('The task is completed: its rule has no more instants', t.id::text, 'give it a new rule: then it goes on');
   elsif version <> t.version then
     perform orc._conflict(format('The task has changed: its version is %s', t.version), t.id::text, 'read it again, and send that version');
   elsif jsonb_typeof(changes) is distinct from 'object' or changes - orc._task_fields() <> '{}' then
@@ -285,11 +321,18 @@ declare
   t orchestrator.task := orc._own_task(tenant, task);
   o orc.tasks;
   n orc.tasks;
-  v_rule constant text[] := '{schedule_kind, schedule_expr, timezone, dst_gap, dst_fold, starts_at, ends_at}';
+  v_rule constant text[] := orc._rule_fields();
 begin
   perform orc._check_changes(t, changes, version);
   select * into o from orc.tasks v where v.tenant_id = tenant and v.id = task;
   n := jsonb_populate_record(o, changes);
+  t.dedupe_key := n.dedupe_key;
+  t.dedupe_window := make_interval(secs => n.dedupe_window_seconds);
+  t.labels := n.labels;
+  perform orc._check_task(t);
+  if changes ? 'schedule_kind' and not changes ? 'payload' and n.schedule_kind <> 'condition' then
+    n.payload := n.payload - 'probe';
+  end if;
   if changes ?| '{payload, schedule_kind, schedule_expr}' then
     t := orc._set_payload(t, n.payload, n.schedule_kind, n.schedule_expr);
   end if;
@@ -305,7 +348,7 @@ begin
   where u.tenant_id = tenant and u.id = task returning u.* into t;
   if changes ?| v_rule then
     perform orc._set_rule(row(tenant, task, t.revision, n.schedule_kind, n.schedule_expr, n.timezone, n.dst_gap, n.dst_fold, n.starts_at,
-                              n.ends_at, orchestrator.now(), null, null, false, null, null, null)::orchestrator.rule, instants, known_to);
+                              n.ends_at, orc._now_for(tenant, task), null, null, false, null, null, null)::orchestrator.rule, instants, known_to);
   else
     perform orc._set_alarms(array[tenant], array[task]);
     perform orc._wake_scheduler(tenant, task);

@@ -9,7 +9,8 @@ select t.tenant_id, t.id, t.title, t.description, t.status, r.kind as schedule_k
        extract(epoch from t.jitter)::double precision as jitter_seconds, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at,
        t.queue, t.timeout_seconds, t.labels, t.created_by, t.created_at, t.updated_at, t.version,
        nullif(least(l.next_at, (select min(d.due_at) from orchestrator.due_work d
-                                where d.tenant_id = t.tenant_id and d.task_id = t.id and d.state = 'scheduled' and d.epoch = 0)),
+                                where d.tenant_id = t.tenant_id and d.task_id = t.id and d.state = 'scheduled' and d.epoch = 0
+                                  and d.due_at > orchestrator.now())),
               'infinity') as next_run_at,
        l.last_at as last_run_at, l.problem
 from orchestrator.task t

@@ -98,7 +98,12 @@ begin
     select o.tenant_id, o.digest from orchestrator.cache o
     where o.expires_at <= orchestrator.now() order by o.expires_at limit most for update skip locked);
   get diagnostics v_part = row_count;
+  v_all := v_all + v_part;
+  delete from orchestrator.foreign_event f where (f.tenant_id, f.source, f.name) in (
+    select o.tenant_id, o.source, o.name from orchestrator.foreign_event o
+    where o.event_id < orchestrator.id_floor(orchestrator.now() - interval '7 days') limit most for update skip locked);
+  get diagnostics v_part = row_count;
   return v_all + v_part;
 end $$;
-comment on function orc.purge(integer) is 'Deletes dedupe keys, cached answers and workers that no longer matter; history goes by partitions.';
+comment on function orc.purge(integer) is 'Deletes dedupe keys, cached answers, names of events and workers that no longer matter; history goes by partitions.';
 grant execute on function orc.purge(integer) to orc_worker;

@@ -109,6 +109,7 @@ begin
     from orchestrator.due_work d join orc._outcomes(outcomes) o
       on d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch
     where d.worker_id = _put_back.worker and o.outcome in ('failed', 'released', 'parked')
+      and (d.cancel_requested_at is null or o.outcome = 'released' and orc._has_finally(d.tenant_id, d.pipeline_id))
     for update of d),
   back as (
     update orchestrator.due_work d
@@ -161,6 +162,7 @@ language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_m
 declare
   v_done record;
   v_back record;
+  v_canceled record; -- between the two
 begin
   perform orc._live_worker(worker);
   if jsonb_typeof(outcomes) <> 'array' then
@@ -177,6 +179,9 @@ begin
   tenants := tenants || v_back.tenants;
   keys := keys || v_back.keys;
   if v_done.finished + v_back.put_back < jsonb_array_length(outcomes) then
+    v_canceled := orc._finish(worker, outcomes);
+    tenants := tenants || v_canceled.tenants;
+    keys := keys || v_canceled.keys;
     if outcomes @? '$[*].outcome ? (@ != "succeeded" && @ != "failed" && @ != "released" && @ != "parked" && @ != "canceled")' then
       perform orc._invalid('An outcome is succeeded, failed, released, parked or canceled', 'outcome');
     end if;

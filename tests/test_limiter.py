@@ -1,0 +1,69 @@
+"""How often callers may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from conftest import Make, Serve
+
+from orchestrator import auth, config, db
+from orchestrator.errors import Misconfigured, Problem
+from orchestrator.limiter import Limiter
+
+KEY = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
+
+
+async def test_who_asks_too_often_is_told_when_to_come_again(
+    serve: Serve, conn: db.Connection
+) -> None:
+    await db.call(conn, "ensure_system_agent")
+    app = await serve(rate_limit="3/minute")
+    answers = [await app.client.get("/auth/me", headers=KEY) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[0].headers["ratelimit-policy"] == '"read";q=3;w=60'
+    assert answers[1].headers["ratelimit"].startswith('"read";r=1;t=')
+    refused = answers[3]
+    assert refused.json()["error"] == "too_many"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    event = {"topic": "x"}
+    other = await app.client.post("/events", json=event, headers=KEY)
+    assert other.status_code == 202, "writes are counted apart"
+
+
+async def test_probes_are_never_refused_and_strangers_are_counted_by_address(serve: Serve) -> None:
+    app = await serve(rate_limit="2/minute")
+    assert {(await app.client.get("/health/live")).status_code for _ in range(9)} == {200}
+    wrong = [await app.client.get("/auth/me", headers={"Authorization": "Bearer x"}) for _ in "abc"]
+    assert [answer.status_code for answer in wrong] == [401, 401, 429]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_limited"),
+    [
+        ({"app_env": "production"}, True),
+        ({"app_env": "development"}, False),
+        ({"app_env": "production", "rate_limit": "none"}, False),
+        ({"app_env": "development", "rate_limit": "5/second"}, True),
+    ],
+)
+def test_development_has_no_limit_unless_it_is_said(
+    make: Make, settings: dict[str, Any], is_limited: bool
+) -> None:
+    assert (Limiter(make.config(**settings)).limit is not None) == is_limited
+
+
+async def test_a_redis_that_is_down_refuses_nobody(make: Make) -> None:
+    limiter = Limiter(make.config(rate_limit="2/minute", redis_url="redis://127.0.0.1:1/0"))
+    assert await limiter.take("a", "GET")
+    async with asyncio.timeout(1):
+        await limiter.take("a", "GET")
+    with pytest.raises(Problem, match="More than 2 read requests in 60 s"):
+        await limiter.take("a", "GET")
+    await limiter.take("b", "GET")
+
+
+def test_a_rate_that_is_none_is_refused_at_the_start() -> None:
+    with pytest.raises(Misconfigured, match="RATE_LIMIT='often' must be a rate such as 100/minute"):
+        config.load({"RATE_LIMIT": "often"})
