@@ -630,7 +630,7 @@ def test_as_problem_sorts_what_postgres_says() -> None:
         errors.TooMany(): 429,
         ValueError("a bug"): 500,
     }
-    assert {status for e, status in said.items() if http.as_problem(e).status != status} == set()
+    assert {status for e, status in said.items() if wire.as_problem(e).status != status} == set()
 
 
 def test_a_struct_of_the_wire_refuses_unknown_fields() -> None:
