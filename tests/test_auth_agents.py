@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
-from conftest import Make, Running, Serve
+from conftest import Connect, Make, Running, Serve
 from test_auth_tokens import SECRET, refused_soon
 
 from orchestrator import db
@@ -336,6 +336,7 @@ async def test_a_spent_token_revokes_its_family(running: Running) -> None:
     first = (await log_in(running)).json()
     second = (await refresh(running, first["refresh_token"])).json()
     third = (await refresh(running, second["refresh_token"])).json()
+    assert (await me(running, third["access_token"])).status_code == 200
     bystander = (await log_in(running)).json()
     assert (await refresh(running, first["refresh_token"])).status_code == 401
     assert (await refresh(running, third["refresh_token"])).status_code == 401
@@ -344,6 +345,37 @@ async def test_a_spent_token_revokes_its_family(running: Running) -> None:
     audit = (await running.client.get("/audit?action=end_session", headers=SYSTEM)).json()
     assert audit["items"][0]["details"]["why"] == "a spent token was used again"
     assert audit["items"][0]["actor_name"] == "ann"
+
+
+async def test_a_redemption_waits_for_another_and_sees_what_it_did(
+    conn: db.Connection, connect: Connect
+) -> None:
+    hash = CHEAP.hash(PASSWORD)
+    made = await db.call_one(conn, "create_user", tenant="t", name="ann", password_hash=hash)
+    place = {"tenant": "t", "principal": made["create_user"]["id"]}
+    session = (await db.call_one(conn, "begin_session", **place))["begin_session"]
+    first, late = await connect(), await connect()
+    async with first.transaction():
+        for generation in (1, 2):
+            await db.call_one(first, "renew_session", session=session, generation=generation)
+        redeemed = asyncio.create_task(
+            db.call(late, "renew_session", session=session, generation=1)
+        )
+        await is_blocked(conn, late)
+    assert await redeemed == [], "by now its generation is long spent"
+    cursor = await conn.execute("select generation, ended_how from orchestrator.session")
+    assert await cursor.fetchall() == [
+        {"generation": 3, "ended_how": "a spent token was used again"}
+    ]
+
+
+async def is_blocked(conn: db.Connection, other: db.Connection) -> None:
+    look = "select cardinality(pg_blocking_pids(%s)) as n"
+    while True:
+        row = await (await conn.execute(look, [other.info.backend_pid])).fetchone()
+        if row is not None and row["n"]:
+            return
+        await asyncio.sleep(0.01)
 
 
 async def test_after_ten_seconds_the_predecessor_is_spent(
@@ -371,6 +403,7 @@ async def test_a_forged_refresh_token_ends_nothing(running: Running) -> None:
 async def test_logging_out_ends_access_too(running: Running) -> None:
     await user(running)
     pair = (await log_in(running)).json()
+    assert (await me(running, pair["access_token"])).status_code == 200
     body = {"refresh_token": pair["refresh_token"]}
     assert (await running.client.post("/auth/logout", json=body)).status_code == 204
     assert (await refresh(running, pair["refresh_token"])).status_code == 401
@@ -382,6 +415,7 @@ async def test_logging_out_ends_access_too(running: Running) -> None:
 async def test_a_changed_user_is_logged_out(running: Running, changes: dict[str, Any]) -> None:
     made = await user(running)
     pair = (await log_in(running)).json()
+    assert (await me(running, pair["access_token"])).status_code == 200
     place = f"/auth/users/{made['id']}"
     assert (await running.client.patch(place, json=changes, headers=SYSTEM)).status_code == 200
     assert (await log_in(running)).status_code == 401
