@@ -253,6 +253,16 @@ async def test_who_acts_is_forgotten_with_the_transaction(
     assert await left() == [""] * 4
 
 
+async def test_who_signs_in_psql_is_limited_by_nothing(
+    running: Running, conn: db.Connection
+) -> None:
+    ids = await things(running, conn, "ours")
+    await conn.execute("select set_config('orchestrator.actor', 'ann', false)")
+    await db.call(conn, "pause_task", tenant="ours", task=ids["task"])
+    cursor = await conn.execute("select actor from orchestrator.audit where action = 'pause_task'")
+    assert await cursor.fetchall() == [{"actor": "ann"}]
+
+
 async def test_audit_rows_name_the_principal_and_the_request(
     running: Running, conn: db.Connection
 ) -> None:

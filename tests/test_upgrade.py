@@ -38,7 +38,7 @@ CHANGES = [
     NICKNAME,
     "alter table orchestrator.tenant alter created_at drop not null",
     "alter table orchestrator.tenant alter created_at drop default",
-    "alter table orchestrator.migration alter applied_by type varchar",
+    "alter table orchestrator.password alter hash type varchar",
     "alter table orchestrator.tenant alter id set storage external",
     "alter table orchestrator.tenant drop constraint id_is_1_to_200_characters",
     "alter table orchestrator.tenant rename constraint tenant_has_one_id to tenant_pkey",

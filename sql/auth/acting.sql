@@ -4,7 +4,8 @@
 --
 -- An argument is evaluated before the verb begins, so this costs no round trip, and a transaction pooler can't hand it
 -- to somebody else. Verbs then ask orc._require whether the actor has a scope, and orc._sees whether something is theirs.
--- Where nobody acts (psql, triggers, workers) a verb does what its grants allow.
+-- Where nobody is bound so (psql, triggers, workers) a verb does what its grants allow. There `set orchestrator.actor`
+-- signs what one does, and limits nothing.
 --
 -- Scopes are words such as tasks:write. `any` is all of them but admin; `admin` is all, and sees what others made.
 -- Row-level security (ops/tables.sql) goes by the same setting, orchestrator.tenant.
@@ -13,7 +14,7 @@ create function orc.acting(tenant text, actor text, scopes text, request text) r
 language plpgsql as $$
 begin
   perform set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
-          set_config('orchestrator.scopes', scopes, true), set_config('orchestrator.request', request, true);
+          set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true);
   return tenant;
 end $$;
 comment on function orc.acting(text, text, text, text) is
@@ -26,9 +27,15 @@ language sql stable as $$
 $$;
 comment on function orc._actor() is 'The principal that acts, or null where nobody does.';
 
+create function orc._is_bound() returns boolean
+language sql stable as $$
+  select coalesce(current_setting('orchestrator.scopes', true), '') <> ''
+$$;
+comment on function orc._is_bound() is 'Whether the transaction is bound to the scopes of a caller, be there none.';
+
 create function orc._has_scope(variadic wanted text[]) returns boolean
 language sql stable as $$
-  select orc._actor() is null or own.scopes && wanted or 'admin' = any (own.scopes)
+  select not orc._is_bound() or own.scopes && wanted or 'admin' = any (own.scopes)
          or 'any' = any (own.scopes) and wanted <> '{admin}'
   from (select string_to_array(coalesce(current_setting('orchestrator.scopes', true), ''), ' ')) as own(scopes)
 $$;
@@ -46,13 +53,13 @@ comment on function orc._require(text[]) is 'Raises OR403 unless the actor has o
 
 create function orc._sees(created_by uuid) returns boolean
 language sql stable as $$
-  select orc._actor() is null or orc._actor() = created_by::text or orc._has_scope('admin')
+  select orc._has_scope('admin') or coalesce(orc._actor() = created_by::text, false)
 $$;
 comment on function orc._sees(uuid) is 'Whether the actor may see what this principal made: their own, and for an admin everything.';
 
 create function orc._sees_task(tenant text, task uuid) returns boolean
 language sql stable as $$
-  select task is null or orc._actor() is null or orc._has_scope('admin')
+  select task is null or orc._has_scope('admin')
          or exists (select from orchestrator.task t where t.tenant_id = tenant and t.id = task and t.created_by::text = orc._actor())
 $$;
 comment on function orc._sees_task(text, uuid) is 'Whether the actor may see a task and its runs; runs without a task are their tenant''s.';

@@ -251,7 +251,7 @@ declare
   r orchestrator.rule;
 begin
   perform orc._require('tasks:write');
-  created_by := coalesce(created_by, orc._actor()::uuid);
+  created_by := coalesce(created_by, case when orc._is_bound() then orc._actor()::uuid end);
   if not orc._sees(created_by) then
     perform orc._forbidden('created_by is somebody else', created_by::text, 'leave it out: a task is its caller''s');
   end if;

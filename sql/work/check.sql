@@ -129,11 +129,11 @@ begin
   end if;
   if d.cancel_requested_at is not null then
     return query select case d.state when 'running' then 'told to cancel' else 'canceled, but for its finally' end,
-      jsonb_strip_nulls(jsonb_build_object('since', d.cancel_requested_at, 'worker', case when orc._actor() is null then d.worker_id end)),
+      jsonb_strip_nulls(jsonb_build_object('since', d.cancel_requested_at, 'worker', case when not orc._is_bound() then d.worker_id end)),
       case d.state when 'running' then 'when its worker stops it, or loses its lease' else 'when a worker has run its finally' end;
   end if;
   if d.state = 'running' then
-    return query select 'running', case when orc._actor() is null then jsonb_build_object('worker', w.id) else '{}' end
+    return query select 'running', case when not orc._is_bound() then jsonb_build_object('worker', w.id) else '{}' end
       || jsonb_build_object('name', w.name, 'since', d.started_at, 'leased_until', w.expires_at, 'ended', w.ended_how), case when w.ended_at is null and w.expires_at > v_now then 'when the worker settles it'
                             else 'when orc.release_expired_work() takes it back' end
       from orchestrator.worker w where w.id = d.worker_id;
