@@ -49,14 +49,21 @@ ALLOWED: dict[str, Any] = {
 
 
 async def store(
-    serve: Serve, conn: db.Connection, folder: Path, document: Any, *scopes: str
+    serve: Serve,
+    conn: db.Connection,
+    folder: Path,
+    document: Any,
+    *scopes: str,
+    name: str = "a",
+    **rule: str,
 ) -> Any:
     file = folder / "catalog.json"
     file.write_text(json.dumps(CATALOG))
-    made = await db.call_one(conn, "create_agent", tenant="t", name="a", scopes=list(scopes))
+    made = await db.call_one(conn, "create_agent", tenant="t", name=name, scopes=list(scopes))
     running = await serve(app_env="production", tool_catalog_path=file)
     payload = document if isinstance(document, dict) else {"pipeline": document}
-    body = {"title": "t", "schedule_kind": "event", "schedule_expr": "x", "payload": payload}
+    rule = {"schedule_kind": "event", "schedule_expr": "x", **rule}
+    body = {"title": "t", **rule, "payload": payload}
     headers = {"Authorization": f"Bearer {made['create_agent']['key']}"}
     return await running.client.post("/tasks", json=body, headers=headers)
 
@@ -85,6 +92,14 @@ async def test_with_the_scope_it_is(
     serve: Serve, conn: db.Connection, tmp_path: Path, scopes: tuple[str, ...]
 ) -> None:
     assert (await store(serve, conn, tmp_path, [PAY], *scopes)).status_code == 201
+
+
+async def test_a_probe_may_use_no_more(serve: Serve, conn: db.Connection, tmp_path: Path) -> None:
+    for uses, status in (("crm.find", 201), ("bank.pay", 403)):
+        payload = {"pipeline": [CHILD], "probe": {"uses": uses, "with": {}}}
+        rule = {"schedule_kind": "condition", "schedule_expr": "every 5m when result.x > 0"}
+        answer = await store(serve, conn, tmp_path, payload, "tasks:write", name=uses, **rule)
+        assert answer.status_code == status, answer.text
 
 
 async def test_a_catalogue_that_cannot_be_read_lets_nothing_be_stored(
