@@ -206,6 +206,7 @@ async def test_verbs_check_scopes_and_owners_themselves(
         ("cancel_run", run, "runs:write"),
         ("retry_run", run, "runs:write"),
         ("why", run, "runs:read"),
+        ("follow_run", run, "runs:read"),
     ]
     for verb, arguments, scope in calls:
         db.acting.set(acting("ours", me, "other:scope"))

@@ -185,6 +185,7 @@ returns table (state text, output jsonb, error jsonb, steps jsonb, seen timestam
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
+  perform orc._require('runs:read', 'tasks:read', 'runs:write', 'tasks:write');
   return query
     select r.state, r.output, r.error, coalesce((
       select jsonb_agg(jsonb_build_object('step', s.step_id, 'epoch', s.epoch, 'attempt', s.attempt, 'state', s.state, 'error', s.error,
@@ -194,7 +195,7 @@ begin
       where s.tenant_id = follow_run.tenant and s.run_id = follow_run.run
         and (follow_run.since is null or coalesce(s.finished_at, s.started_at) >= follow_run.since)), '[]'),
       orchestrator.now()
-    from orc.runs r where r.tenant_id = follow_run.tenant and r.id = follow_run.run;
+    from orc.runs r where r.tenant_id = follow_run.tenant and r.id = follow_run.run and orc._sees_task(follow_run.tenant, r.task_id);
   if not found then
     perform orc._not_found('Run not found: ' || run, run::text);
   end if;
