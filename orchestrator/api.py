@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import (
     __version__,
     auth,
+    db,
     events,
     expr,
     httpd,
@@ -59,6 +60,7 @@ from .errors import (
 from .limiter import Limiter
 from .sinks import redis
 from .steps import listing
+from .steps.allowed import refuse_foreign_tools
 from .telemetry import log
 from .wire import (
     Call,
@@ -71,7 +73,9 @@ from .wire import (
     convert,
     decode,
     encode,
+    has_scope,
     problem,
+    read_form,
 )
 
 ENDPOINTS: list[Endpoint] = [
@@ -109,6 +113,7 @@ class Api:
         self.draining = False
         self.gauges = ops.Gauges()
         self.waiting = waiting.Waiting(self.pool)
+        self.auth = auth.Authenticator(config, self.pool)
         self.limiter = Limiter(config)
         self.streams = streams.Hub(self.pool, config.stream_limit)
 
@@ -118,7 +123,11 @@ class Api:
         return ops.Component("up" if await redis.is_alive(self.config.redis_url) else "down")
 
     async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]:
-        """What is wrong with a pipeline. Expressions are compiled, so not on the event loop."""
+        """What is wrong with a pipeline. Expressions are compiled, so not on the event loop.
+        Raises NotAllowed when it uses tools that need a scope which the caller doesn't have."""
+        if (actor := db.acting.get()) is not None:
+            scopes = actor.scopes.split()
+            refuse_foreign_tools(document, self.config, lambda scope: has_scope(scopes, scope))
         report = await asyncio.to_thread(pipelines.check, document)
         return [
             {"loc": [*loc, *p.pointer.split("/")[1:]], "msg": p.message, "type": p.type}
@@ -195,14 +204,18 @@ def _route(api: Api, endpoint: Endpoint) -> Route:
 
 
 async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Reply:
+    db.acting.set(db.Actor(None, "", "", request.scope["request_id"]))
     principal = await _caller(api, endpoint, request)
+    if principal is not None:
+        scopes = " ".join(principal.scopes)
+        request_id = request.scope["request_id"]
+        db.acting.set(db.Actor(principal.tenant_id, principal.id, scopes, request_id))
     call = Call(app=api, path=_path(request), headers=request.headers, principal=principal)
     values = _query(request)
     call.query = convert(values, endpoint.query or NoQuery, "query")
     raw = await _body(request, endpoint, api.config)
     if endpoint.body is not None:
-        kind = endpoint.bodies.get(_content_type(request), endpoint.body)
-        call.body = decode(raw, kind)
+        call.body = _decoded(raw, _content_type(request), endpoint)
         _refuse_disagreement(call)
     elif raw.strip() not in NOTHING:
         raise Malformed(f"{request.method} {request.url.path} takes no body")
@@ -282,6 +295,15 @@ def _query(request: Request) -> dict[str, Any]:
     return values
 
 
+FORM = "application/x-www-form-urlencoded"
+
+
+def _decoded(raw: bytes, kind: str, endpoint: Endpoint) -> Any:
+    if endpoint.form and kind == FORM:
+        return convert(read_form(raw), endpoint.body, "body")
+    return decode(raw, endpoint.bodies.get(kind, endpoint.body))
+
+
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
@@ -293,7 +315,8 @@ async def _body(request: Request, endpoint: Endpoint, config: Config) -> bytes:
     if endpoint.method == "GET":
         return b""  # nobody asks for it
     kind = _content_type(request)
-    if endpoint.body is not None and kind != "application/json" and not kind.endswith("+json"):
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if endpoint.body is not None and not is_json and not (endpoint.form and kind == FORM):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"
         )
@@ -471,6 +494,7 @@ def _account(scope: Scope, status: int, seconds: float) -> None:
 
 
 async def main(config: Config) -> None:
+    await auth.refuse_missing_secret(config)
     listener = httpd.bind(config.api_host, config.port)
     api = Api(config)
     log("started", url=f"http://{config.api_host}:{listener.getsockname()[1]}", version=__version__)

@@ -126,6 +126,13 @@ def _choice(*words: str) -> Callable[[str], str]:
     return read
 
 
+def _algorithm(text: str) -> str:
+    known = {"hs256": "HS256", "eddsa": "EdDSA"}
+    if text.lower() not in known:
+        raise ValueError("must be HS256 or EdDSA")
+    return known[text.lower()]
+
+
 TARGET = re.compile(
     r"(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d{1,5})?|\[[\da-fA-F:.]+\](:\d{1,5})?", re.ASCII
 )
@@ -193,6 +200,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     secrets_key: Hidden = Hidden()  # by id: the keys of the table of secrets, 32 bytes each
     secrets_path: Path | None = None  # a folder with one file a secret
     secrets_tenants: tuple[str, ...] = ("default",)  # whose runs are given the operator's secrets
+    jwt_secret: str = ""  # signs tokens: 32 random bytes or more, or an Ed25519 key in PEM
+    jwt_algorithm: str = "HS256"  # or EdDSA
+    jwt_expire_minutes: int = 30
     rate_limit: str = ""  # of a caller; empty: 100/minute, and none in development
     log_level: str = "info"
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
@@ -217,6 +227,10 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "API_HOST": ("api_host", str),
     "PORT": ("port", _port),
     "CORS_ORIGINS": ("cors_origins", _names),
+    "JWT_SECRET": ("jwt_secret", str),
+    "JWT_SECRET_KEY": ("jwt_secret", str),
+    "JWT_ALGORITHM": ("jwt_algorithm", _algorithm),
+    "JWT_EXPIRE_MINUTES": ("jwt_expire_minutes", _count),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
     "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
@@ -243,7 +257,14 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 """Every name that is read, its field, and how. Where two name one field, the first wins."""
 
-SECRET = {"ORC_LLM_URL", "ORC_SECRETS_KEY", "ORC_SMTP_URL", "ORC_SQL_URL"}
+SECRET = {
+    "JWT_SECRET",
+    "JWT_SECRET_KEY",
+    "ORC_LLM_URL",
+    "ORC_SECRETS_KEY",
+    "ORC_SMTP_URL",
+    "ORC_SQL_URL",
+}
 """Their values may hold passwords: a problem is told without them."""
 
 SECRETS = "ORC_SECRET_"

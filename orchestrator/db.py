@@ -15,8 +15,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
@@ -32,6 +33,20 @@ from .errors import Unavailable, is_lost, is_rolled_back
 
 T = TypeVar("T")
 Row = dict[str, Any]
+
+
+class Actor(NamedTuple):
+    """Who acts in the transactions of a request. Without a tenant: nobody, under a request's id."""
+
+    tenant: str | None
+    id: str
+    scopes: str
+    request: str
+
+
+acting: ContextVar[Actor | None] = ContextVar("acting", default=None)
+"""Verbs with a tenant are told who acts, in the same statement (sql/auth/acting.sql). What a
+request starts in the background inherits it: start that in a `contextvars.Context()` of its own."""
 
 CONNECT_SECONDS = 3
 GRACE_SECONDS = 2.0
@@ -198,14 +213,25 @@ def _statement(verb: str, arguments: dict[str, Any]) -> tuple[bytes, dict[str, A
     given = {
         name: _adapted(value) for name, value in arguments.items() if value is not msgspec.UNSET
     }
-    return _text(verb, tuple(given)), given
+    actor = acting.get()
+    if actor is None or "tenant" not in given:
+        return _text(verb, tuple(given)), given
+    if actor.tenant not in (None, given["tenant"]):
+        raise RuntimeError(f"orc.{verb} is called for a tenant that the caller doesn't belong to")
+    told = {"_actor": actor.id, "_scopes": actor.scopes, "_request": actor.request}
+    return _text(verb, tuple(given), True), given | told
+
+
+ACTING = sql.SQL("tenant => orc.acting(%(tenant)s, %(_actor)s, %(_scopes)s, %(_request)s)")
 
 
 @cache
-def _text(verb: str, names: tuple[str, ...]) -> bytes:
-    arguments = [
+def _text(verb: str, names: tuple[str, ...], is_acting: bool = False) -> bytes:
+    arguments: list[sql.Composable] = [
         sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in names
     ]
+    if is_acting:
+        arguments[names.index("tenant")] = ACTING
     text = sql.SQL("select * from orc.{}({})").format(
         sql.Identifier(verb), sql.SQL(", ").join(arguments)
     )

@@ -23,6 +23,7 @@ Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+FORM = "application/x-www-form-urlencoded"
 PARAMETER = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 CONVERTORS: dict[str, Schema] = {
@@ -321,6 +322,7 @@ def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
         return None
     required = {"type": "null"} not in schema.get("anyOf", [])
     others = {kind: {"schema": types.of(endpoint.verb, "body", kind)} for kind in endpoint.bodies}
+    others |= {FORM: {"schema": schema}} if endpoint.form else {}
     return {"required": required, "content": {JSON: {"schema": schema}, **others}}
 
 

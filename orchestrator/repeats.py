@@ -102,10 +102,9 @@ async def once(pool: db.Pool, said: Asked, act: Callable[[Held], Awaitable[Reply
 
 def _bytes(reply: Reply) -> bytes | None:
     """The answer as it is sent; None for one that is shown only once."""
-    if reply.body is None and reply.shown_once:
-        return None
+    is_secret = reply.shown_once or "no-store" in reply.headers.get("Cache-Control", "")
     data = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
-    return None if reply.shown_once or len(data) > KEPT_BYTES else data
+    return None if is_secret or len(data) > KEPT_BYTES else data
 
 
 def _again(row: db.Row) -> Reply:

@@ -31,7 +31,7 @@ REFUSED = Counter(
 
 SECRET_NAMES = re.compile(r"(password|passwd|secret|token|authorization|api_?key|cookie|dsn)", re.I)
 SECRET_VALUES = re.compile(
-    r"(?P<url>\w+://[^\s:/@]*:)[^\s/]+(?=@)|(?P<bearer>bearer\s+)\S+|(?P<key>\bork_)\w+|(?P<kv>\bpassword=)\S+",
+    r"(?P<url>\w+://[^\s:/@]*:)[^\s/]+(?=@)|(?P<bearer>bearer\s+)\S+|(?P<key>\bor[kr]_)\w+|(?P<jwt>\beyJ)[\w.-]{20,}|(?P<kv>\bpassword=)\S+",
     re.I,
 )
 MASK = "***"

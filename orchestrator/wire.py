@@ -15,6 +15,7 @@ from functools import cache
 from http import HTTPStatus
 from itertools import accumulate
 from typing import Annotated, Any, Protocol, TypedDict, get_args, get_origin
+from urllib.parse import parse_qsl
 
 import msgspec
 import psycopg
@@ -59,6 +60,11 @@ class Place(TypedDict):
     type: str
 
 
+def has_scope(own: Sequence[str], scope: str) -> bool:
+    """As `orc._has_scope`: any is all but admin, admin is all."""
+    return scope in own or "admin" in own or (scope != "admin" and "any" in own)
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Who acts, for which tenant, and what they may do."""
 
@@ -69,7 +75,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[str]
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        return has_scope(self.scopes, scope)
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -99,6 +105,7 @@ class App(Protocol):
     draining: bool
     gauges: Any
     streams: Any
+    auth: Any
 
     async def redis(self) -> Any: ...
 
@@ -138,6 +145,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str = ""
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
+    form: bool = False  # whether the body may come as a form, too
     of_tenant: bool = True  # its verb takes the caller's tenant
     bodies: dict[str, Any] = {}  # what the body is when it's of another content type
     group: str = ""  # where it stands in the documentation, unless under the first word of its path
@@ -210,6 +218,19 @@ def typed(value: Any, kind: Any, where: str = "body") -> Any:
         raise _malformed(list(_problems(value, kind, [])) or [_whole(error)], where) from None
 
 
+def read_form(data: bytes) -> dict[str, str]:
+    """The fields of a form, each once."""
+    try:
+        pairs = parse_qsl(
+            data.decode(), keep_blank_values=True, errors="strict", max_num_fields=100
+        )
+    except ValueError:
+        raise _malformed([_place([], "not a form in UTF-8", "syntax")], "body") from None
+    if len(fields := dict(pairs)) != len(pairs):
+        raise _malformed([_place([], "a field is given more than once", "syntax")], "body")
+    return fields
+
+
 def _refuse_hostile(data: bytes) -> None:
     if is_too_deep(data):
         text = f"nested deeper than {MAX_DEPTH} levels"
@@ -269,6 +290,8 @@ def _problems_of_json(data: bytes, kind: Any, error: msgspec.ValidationError) ->
         value = msgspec.json.decode(data)
     except msgspec.ValidationError as number:  # out of range for Python
         return [_whole(number)]
+    except UnicodeDecodeError:  # behind what was wrong first
+        return [_place([], "the body isn't UTF-8", "encoding")]
     except (msgspec.DecodeError, RecursionError) as syntax:  # it comes behind what was wrong first
         return [_place([], f"not JSON: {syntax}", "syntax")]
     return list(_problems(value, kind, [])) or [_whole(error)]

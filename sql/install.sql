@@ -26,7 +26,7 @@ set local search_path = pg_catalog;
 -- The migration ledger, the register of tables that are partitioned by time, and answers to requests.
 \ir base/tables.sql
 
--- Tenants and principals: who owns, who acts; and tenants' secrets.
+-- Tenants and principals: who owns, who acts, what proves it; and tenants' secrets.
 \ir auth/tables.sql
 
 -- Live and finished runs, attempts, steps, workers, queues, keys.
@@ -44,6 +44,9 @@ set local search_path = pg_catalog;
 -- What is to leave: messages for sinks; and positions of what is published.
 \ir outbox/tables.sql
 
+-- Who sees which rows of all these tables.
+\ir ops/tables.sql
+
 -- Ways to say no: one helper for each SQLSTATE of ours.
 \ir base/functions.sql
 
@@ -53,8 +56,11 @@ set local search_path = pg_catalog;
 -- Equal requests are answered alike.
 \ir base/replies.sql
 
--- The first agent, and whoami; secrets.
+-- Who acts and what they may; the first agent, and whoami; keys and tokens, users, secrets.
+\ir auth/acting.sql
 \ir auth/functions.sql
+\ir auth/keys.sql
+\ir auth/users.sql
 \ir auth/secrets.sql
 
 -- Positions of what is published, and who queues what for sinks.
@@ -84,6 +90,7 @@ set local search_path = pg_catalog;
 \ir schedules/fire.sql
 \ir schedules/tasks.sql
 \ir schedules/control.sql
+\ir auth/agents.sql
 \ir events/decide.sql
 \ir schedules/tick.sql
 \ir schedules/ledger.sql

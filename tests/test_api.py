@@ -392,6 +392,8 @@ async def test_a_scope_that_is_missing_is_403(running: Running, conn: db.Connect
     await db.call(conn, "ensure_system_agent")
     assert (await running.client.get("/admin", headers=BEARER)).status_code == 204
     await conn.execute("update orchestrator.principal set scopes = '{things:write}'")
+    while (await running.client.get("/admin", headers=BEARER)).status_code == 204:
+        await asyncio.sleep(0.05)  # half a second, while it is believed
     assert_problem(await running.client.get("/admin", headers=BEARER), 403, "forbidden")
     assert_problem(await running.client.get("/other", headers=BEARER), 403, "forbidden")
 

@@ -98,3 +98,29 @@ async def test_the_api_answers(pooled: str, serve: Serve) -> None:
     running = await serve(database_url=pooled, database_pooler=True)
     for _ in range(12):
         assert (await running.client.get("/health/ready")).status_code == 200
+
+
+async def test_who_acts_is_told_and_forgotten(pooled: str, serve: Serve) -> None:
+    """Two agents take turns on the pooler's connections; each row names who did it."""
+    running = await serve(database_url=pooled, database_pooler=True, app_env="production")
+    with psycopg.connect(pooled, prepare_threshold=None, autocommit=True) as look:
+        made = [
+            look.execute("select orc.create_agent(%s, 'a', '{tasks:write}')", [tenant]).fetchone()
+            for tenant in ("one", "two")
+        ]
+        agents = [row[0] for row in made if row]
+        payload = {"pipeline": [{"id": "a", "uses": "set", "with": {"x": 1}}]}
+        rule = {"schedule_kind": "event", "schedule_expr": "a.b"}
+        task = {"title": "t", **rule, "payload": payload}
+        for number in range(20):
+            key = agents[number % 2]["key"]
+            headers = {"Authorization": f"Bearer {key}", "X-Request-ID": f"request-{number}"}
+            answer = await running.client.post("/tasks", json=task, headers=headers)
+            assert answer.status_code == 201, answer.text
+        rows = look.execute(
+            "select tenant_id, actor, request_id from orchestrator.audit"
+            " where action = 'create_task' order by id"
+        ).fetchall()
+        left = look.execute("select current_setting('orchestrator.actor', true)").fetchone()
+    assert rows == [(("one", "two")[n % 2], agents[n % 2]["id"], f"request-{n}") for n in range(20)]
+    assert left is not None and not left[0]

@@ -51,6 +51,7 @@ def test_secrets_are_hidden_by_name_by_form_and_in_tracebacks(lines: Lines) -> N
             "failed", "error", exc_info=error,
             api_key="hunter2", nested={"Password": "hunter2", "url": "redis://:hunter2@h"},
             words=["ork_1_hunter2", "password=hunter2 host=x"],
+            tries=["orr_1_hunter2", "eyJhbGciOiJIUzI1NiJ9.hunter2.x"],
         )  # fmt: skip
     (line,) = lines()
     text = json.dumps(line)

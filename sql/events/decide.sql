@@ -267,6 +267,7 @@ declare
   v_tenants text[];
   v_ids uuid[];
 begin
+  perform orc._require('events:write');
   if name is not null then
     id := orc._id_of_foreign(tenant, source, name, "at");
   end if;

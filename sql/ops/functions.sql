@@ -82,6 +82,13 @@ language sql stable as $$
   where p.pronamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)
     and p.prosecdef and not coalesce(p.proconfig, '{}') && array['search_path=pg_catalog, pg_temp']
   union all
+  select 'tables_of_tenants_have_row_level_security', c.oid::regclass::text,
+         'its migration must enable it, and make the policies rows_of_the_tenant and rows_for_readers as ops/tables.sql does'
+  from pg_class c
+  where c.relnamespace = 'orchestrator'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+    and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id')
+    and not (c.relrowsecurity and exists (select from pg_policy p where p.polrelid = c.oid and p.polname = 'rows_of_the_tenant'))
+  union all
   select 'everything_belongs_to_orc_owner', c.oid::regclass::text, format('it belongs to %s', c.relowner::regrole)
   from pg_class c
   where c.relnamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)

@@ -154,6 +154,7 @@ declare
   v_name constant text := (select p.name from orchestrator.principal p where p.tenant_id = tenant and p.id::text = v_by);
   w orchestrator.wait;
 begin
+  perform orc._require('runs:approve');
   if decision is null or decision not in ('approve', 'reject') then
     perform orc._invalid('A decision is approve or reject', 'decision');
   elsif not orchestrator.json_is_bounded(form, 65536) then

@@ -59,7 +59,8 @@ declare
   p orchestrator.plan;
   r orchestrator.rule;
 begin
-  select * into t from orchestrator.task o where o.tenant_id = tenant and o.id = task;
+  perform orc._require('tasks:read');
+  select * into t from orchestrator.task o where o.tenant_id = tenant and o.id = task and orc._sees(o.created_by);
   if t.id is null then
     perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
   end if;

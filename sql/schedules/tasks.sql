@@ -16,15 +16,18 @@ language plpgsql as $$
 declare
   v_task orchestrator.task;
 begin
-  perform pg_advisory_xact_lock(hashtextextended(format('orc task %s', task), 0));
-  perform from orchestrator.plan p where p.tenant_id = tenant and p.task_id = task for update;
-  select * into v_task from orchestrator.task t where t.tenant_id = tenant and t.id = task for no key update;
+  perform orc._require('tasks:write');
+  if orc._sees_task(tenant, task) then
+    perform pg_advisory_xact_lock(hashtextextended(format('orc task %s', task), 0));
+    perform from orchestrator.plan p where p.tenant_id = tenant and p.task_id = task for update;
+    select * into v_task from orchestrator.task t where t.tenant_id = tenant and t.id = task for no key update;
+  end if;
   if v_task.id is null then
     perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
   end if;
   return v_task;
 end $$;
-comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone.';
+comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone, if the actor may change it.';
 
 -- To be asked once the task is one's own: what a tick did that one waited for is past. So it is when the clock went back.
 create function orc._now_for(tenant text, task uuid) returns timestamptz
@@ -36,8 +39,10 @@ comment on function orc._now_for(text, uuid) is 'Now, and not before what the le
 create function orc.task(tenant text, task uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_task constant jsonb := (select to_jsonb(t) - 'tenant_id' from orc.tasks t where t.tenant_id = tenant and t.id = task);
+  v_task constant jsonb := (select to_jsonb(t) - 'tenant_id' from orc.tasks t
+                           where t.tenant_id = tenant and t.id = task and orc._sees(t.created_by));
 begin
+  perform orc._require('tasks:read', 'tasks:write');
   if v_task is null then
     perform orc._not_found('Task not found: ' || task, task::text, 'orc.tasks lists them');
   end if;
@@ -245,6 +250,11 @@ declare
   t orchestrator.task;
   r orchestrator.rule;
 begin
+  perform orc._require('tasks:write');
+  created_by := coalesce(created_by, case when orc._is_bound() then orc._actor()::uuid end);
+  if not orc._sees(created_by) then
+    perform orc._forbidden('created_by is somebody else', created_by::text, 'leave it out: a task is its caller''s');
+  end if;
   t.tenant_id := tenant;
   t.dedupe_key := dedupe_key;
   t.dedupe_window := make_interval(secs => dedupe_window_seconds);

@@ -106,7 +106,7 @@ end $$;
 comment on function orc._why_waits(orchestrator.due_work) is 'Causes that lie in what a run waits for.';
 
 -- Every cause, the first that must clear first.
-create function orc.why(run uuid, tenant text default null)
+create function orc.why(run uuid, tenant text)
 returns table (cause text, evidence jsonb, clears text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -114,10 +114,12 @@ declare
   d orchestrator.due_work;
   r orchestrator.run;
 begin
+  perform orc._require('runs:read', 'tasks:read');
   select * into d from orchestrator.due_work w
-  where w.run_id = why.run and w.tenant_id = coalesce(why.tenant, w.tenant_id);
+  where w.run_id = why.run and w.tenant_id = why.tenant and orc._sees_task(why.tenant, w.task_id);
   if d.run_id is null then
-    select * into r from orchestrator.run o where o.id = why.run and o.tenant_id = coalesce(why.tenant, o.tenant_id);
+    select * into r from orchestrator.run o
+    where o.id = why.run and o.tenant_id = why.tenant and orc._sees_task(why.tenant, o.task_id);
     if r.id is null then
       perform orc._not_found('Run not found: ' || run, run::text);
     end if;
@@ -127,12 +129,12 @@ begin
   end if;
   if d.cancel_requested_at is not null then
     return query select case d.state when 'running' then 'told to cancel' else 'canceled, but for its finally' end,
-      jsonb_strip_nulls(jsonb_build_object('since', d.cancel_requested_at, 'worker', d.worker_id)),
+      jsonb_strip_nulls(jsonb_build_object('since', d.cancel_requested_at, 'worker', case when not orc._is_bound() then d.worker_id end)),
       case d.state when 'running' then 'when its worker stops it, or loses its lease' else 'when a worker has run its finally' end;
   end if;
   if d.state = 'running' then
-    return query select 'running', jsonb_build_object('worker', w.id, 'name', w.name, 'since', d.started_at, 'leased_until', w.expires_at,
-      'ended', w.ended_how), case when w.ended_at is null and w.expires_at > v_now then 'when the worker settles it'
+    return query select 'running', case when not orc._is_bound() then jsonb_build_object('worker', w.id) else '{}' end
+      || jsonb_build_object('name', w.name, 'since', d.started_at, 'leased_until', w.expires_at, 'ended', w.ended_how), case when w.ended_at is null and w.expires_at > v_now then 'when the worker settles it'
                             else 'when orc.release_expired_work() takes it back' end
       from orchestrator.worker w where w.id = d.worker_id;
     return;
@@ -162,8 +164,19 @@ begin
   end if;
   return query select * from orc._why_queue(d);
 end $$;
-comment on function orc.why(uuid, text) is 'Why a run (of that tenant) is where it is: every cause with its evidence, and when it clears.';
+comment on function orc.why(uuid, text) is 'Why a run of a tenant is where it is: every cause with its evidence, and when it clears.';
 grant execute on function orc.why(uuid, text) to orc_api, orc_worker, orc_reader;
+
+create function orc.why(run uuid)
+returns table (cause text, evidence jsonb, clears text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select w.* from (
+    select coalesce((select d.tenant_id from orchestrator.due_work d where d.run_id = run),
+                    (select r.tenant_id from orchestrator.run r where r.id = run), '')) as whose(tenant)
+  cross join lateral orc.why(run, whose.tenant) as w
+$$;
+comment on function orc.why(uuid) is 'The same of a run of any tenant: for those who may see all of them.';
+grant execute on function orc.why(uuid) to orc_reader;
 
 -- What somebody who watches a run asks again and again. `since` is `seen` of the answer before, or a little earlier: a
 -- step may be seen twice, as what is recorded first may be committed last.
@@ -172,6 +185,7 @@ returns table (state text, output jsonb, error jsonb, steps jsonb, seen timestam
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
+  perform orc._require('runs:read', 'tasks:read', 'runs:write', 'tasks:write');
   return query
     select r.state, r.output, r.error, coalesce((
       select jsonb_agg(jsonb_build_object('step', s.step_id, 'epoch', s.epoch, 'attempt', s.attempt, 'state', s.state, 'error', s.error,
@@ -181,7 +195,7 @@ begin
       where s.tenant_id = follow_run.tenant and s.run_id = follow_run.run
         and (follow_run.since is null or coalesce(s.finished_at, s.started_at) >= follow_run.since)), '[]'),
       orchestrator.now()
-    from orc.runs r where r.tenant_id = follow_run.tenant and r.id = follow_run.run;
+    from orc.runs r where r.tenant_id = follow_run.tenant and r.id = follow_run.run and orc._sees_task(follow_run.tenant, r.task_id);
   if not found then
     perform orc._not_found('Run not found: ' || run, run::text);
   end if;

@@ -1,13 +1,5 @@
 -- What people do to runs and queues: cancel, retry, pause. Each writes one audit row.
 
-create function orc._audit(tenant text, action text, subject text, details jsonb default null) returns void
-language sql as $$
-  insert into orchestrator.audit (tenant_id, actor, action, subject, request_id, details)
-  values (tenant, coalesce(nullif(current_setting('orchestrator.actor', true), ''), session_user), action, subject,
-          nullif(current_setting('orchestrator.request', true), ''), details)
-$$;
-comment on function orc._audit(text, text, text, jsonb) is 'Writes down who did what.';
-
 -- A canceled run that has begun is taken up once more, for its `finally`. It waits for nothing any more.
 create function orc._leave_finally(work orchestrator.due_work) returns text
 language plpgsql as $$
@@ -35,9 +27,12 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_work orchestrator.due_work;
 begin
-  select * into v_work from orchestrator.due_work d where d.tenant_id = tenant and d.run_id = run for update;
+  perform orc._require('runs:write', 'tasks:write');
+  select * into v_work from orchestrator.due_work d
+  where d.tenant_id = tenant and d.run_id = run and orc._sees_task(tenant, d.task_id) for update;
   if v_work.run_id is null then
-    select r.state into cancel_run.state from orchestrator.run r where r.tenant_id = tenant and r.id = run;
+    select r.state into cancel_run.state from orchestrator.run r
+    where r.tenant_id = tenant and r.id = run and orc._sees_task(tenant, r.task_id);
     if not found then
       perform orc._not_found('Run not found: ' || run, run::text);
     end if;
@@ -106,10 +101,12 @@ declare
   v_run orchestrator.run;
   v_new uuid;
 begin
+  perform orc._require('runs:write', 'tasks:write');
   perform orc._retry_in_turn(tenant);
-  select * into v_run from orchestrator.run r where r.tenant_id = tenant and r.id = run;
+  select * into v_run from orchestrator.run r where r.tenant_id = tenant and r.id = run and orc._sees_task(tenant, r.task_id);
   if v_run.id is null then
-    if exists (select from orchestrator.due_work d where d.tenant_id = tenant and d.run_id = run) then
+    if exists (select from orchestrator.due_work d
+               where d.tenant_id = tenant and d.run_id = run and orc._sees_task(tenant, d.task_id)) then
       perform orc._conflict('The run has not ended yet', run::text, 'cancel it first, or wait for it');
     end if;
     perform orc._not_found('Run not found: ' || run, run::text);
