@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
+from contextvars import Context
 
 import msgspec
 import psycopg
@@ -70,7 +71,7 @@ class Waiting:
         self.came_at = time.monotonic()
         self.came.set()
         if self.loop is None or self.loop.done():
-            self.loop = asyncio.create_task(self._look())
+            self.loop = asyncio.create_task(self._look(), context=Context())
         try:
             async with asyncio.timeout(seconds):
                 return await future

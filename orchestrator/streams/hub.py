@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable
+from contextvars import Context
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -188,7 +189,7 @@ class Hub:
     def _read(self) -> None:
         self.loop = asyncio.get_running_loop()
         if self.reader is None or self.reader.done():
-            self.reader = asyncio.create_task(self._turns())
+            self.reader = asyncio.create_task(self._turns(), context=Context())
 
     async def _turns(self) -> None:
         """Ends when nobody watches any more."""
