@@ -1,0 +1,87 @@
+"""A request read into values: path, query and body, bounded before they are looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from ..config import Config
+from ..errors import Malformed, RouteNotFound, Slow, TooLarge, WrongContentType
+from ..wire import Call, Endpoint, convert, decode, read_form
+
+
+def path_of(request: Request) -> dict[str, str]:
+    values = {name: str(value) for name, value in request.path_params.items()}
+    if any("\0" in value for value in values.values()):
+        raise RouteNotFound(f"There is nothing at {request.url.path!r}")
+    return values
+
+
+def query_of(request: Request) -> dict[str, Any]:
+    """Each name once; the same name again would silently win over the first."""
+    pairs = request.query_params.multi_items()
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise Malformed("A query parameter is given more than once")
+    return values
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def decoded(raw: bytes, kind: str, endpoint: Endpoint) -> Any:
+    if endpoint.form and kind == FORM:
+        return convert(read_form(raw), endpoint.body, "body")
+    return decode(raw, endpoint.bodies.get(kind, endpoint.body))
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+NOTHING = (b"", b"{}", b"null")
+
+
+async def body_of(request: Request, endpoint: Endpoint, config: Config) -> bytes:
+    if endpoint.method == "GET":
+        return b""  # nobody asks for it
+    kind = content_type(request)
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if endpoint.body is not None and not is_json and not (endpoint.form and kind == FORM):
+        raise WrongContentType(
+            f"The body is {kind or 'of no stated type'}", hint="send application/json"
+        )
+    try:
+        async with asyncio.timeout(config.body_timeout):
+            return await _read(request, max(endpoint.body_limit, config.body_limit))
+    except TimeoutError:
+        seconds = config.body_timeout
+        raise Slow(f"The body took longer than {seconds:g} s", headers=CLOSE) from None
+
+
+CLOSE = {"Connection": "close"}
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    said = request.headers.get("content-length", "0")
+    if said.isdigit() and int(said) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes")
+    return bytes(body)
+
+
+def refuse_disagreement(call: Call) -> None:
+    for name, value in call.path.items():
+        told = getattr(call.body, name, value)
+        if told is not msgspec.UNSET and str(told) != value:
+            raise Malformed(
+                f"The path says {name} {value!r}, the body {str(told)!r}",
+                detail=[{"loc": ["body", name], "msg": "disagrees with the path", "type": "value"}],
+            )
