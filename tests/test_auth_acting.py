@@ -86,7 +86,7 @@ async def things(running: Running, conn: db.Connection, tenant: str) -> dict[str
     user = await db.call_one(conn, "create_user", tenant=tenant, name="u", password_hash=hash)
     return {
         "task": task, "run": run.json()["details"]["run_id"], "agent": agent["id"],
-        "user": user["create_user"]["id"],
+        "user": user["create_user"]["id"], "step": "a", "sink": "events",
     }  # fmt: skip
 
 

@@ -195,7 +195,14 @@ async def test_every_post_of_the_product_takes_a_key(app: App) -> None:
     for endpoint in ENDPOINTS:
         if endpoint.method == "POST" and endpoint.body is None:
             path = endpoint.path.replace(":uuid", "").format(
-                task=uuid4(), run=uuid4(), step="a", token="t"
+                task=uuid4(),
+                run=uuid4(),
+                step="a",
+                token="t",
+                agent=uuid4(),
+                name="n",
+                sink="s",
+                user=uuid4(),
             )
             answer = await app.post("a b", path)
             assert answer.status_code == 422, endpoint.path
