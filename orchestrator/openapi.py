@@ -76,6 +76,10 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The lease is no longer yours: it ran out, or the work was taken back.",
         "Drop this work without reporting it, and ask for the next.",
     ),
+    "stale": (
+        "`If-Match` names a version that is no more: somebody has changed it since it was read.",
+        "Read it again, decide again, and send the ETag that it has now.",
+    ),
     "too_large": (
         "The body is larger than this path accepts.",
         "Send less at once, in several requests.",
