@@ -230,6 +230,7 @@ class Crowd:
                 most=self.chance.choice([2, 1000]),
                 plans=answers.plans or None,
             )
+            assert row["failed"] is None
             answers = answer(row["short"], None)
 
     async def _work(self, k: Timekeeper, task: str) -> None:

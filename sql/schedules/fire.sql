@@ -211,7 +211,7 @@ returns table (tenant text, task uuid, nominal timestamptz, decision text, reaso
 language sql stable as $$
   with moment as materialized (select orchestrator.now() as now),
   late as (
-    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now or p.problem is not null as is_all, p.paused_from, p.paused_to,
+    select p.tenant_id, p.task_id, u.nominal, u.nth, p.known_to > m.now or orc._is_stuck(p.problem) as is_all, p.paused_from, p.paused_to,
            t.status = 'canceled' as is_over, t.catch_up, t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
     from moment m, unnest(plans) as p
     cross join lateral (select * from orchestrator.task o where o.tenant_id = p.tenant_id and o.id = p.task_id offset 0) as t
@@ -265,7 +265,7 @@ begin
     cross join lateral (select x as it from orchestrator.task x where x.tenant_id = o.tenant_id and x.id = o.task_id offset 0) as i
     cross join lateral (
       select o.upcoming[coalesce(d.count, 0) + 1:] as upcoming, o.task_id = any (coalesce(kept, '{}')) as is_kept,
-             case when o.problem not like 'it can''t be fired: %' then o.problem end as problem) as n
+             case when orc._is_stuck(o.problem) then o.problem end as problem) as n
     where p.tenant_id = o.tenant_id and p.task_id = o.task_id
     returning p.tenant_id, p.task_id, p.upcoming = '{}' and p.known_to = 'infinity' as has_ended)
   select array_agg(m.tenant_id), array_agg(m.task_id) into v_tenants, v_tasks from moved m where m.has_ended;

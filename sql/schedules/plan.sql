@@ -24,10 +24,17 @@ language sql stable as $$
 $$;
 comment on function orc._alarm(orchestrator.task, timestamptz[], boolean) is 'When a plan with these instants is acted on next.';
 
+-- Whether no instants can be computed; a plan that can't be fired for now has instants, and goes on.
+create function orc._is_stuck(problem text) returns boolean
+language sql immutable as $$
+  select problem is not null and problem not like 'it can''t be fired: %'
+$$;
+comment on function orc._is_stuck(text) is 'Whether a problem is that of a rule that can''t be computed.';
+
 -- Four are plenty when the last of them is far away: it may be in a year.
 create function orc._wants_more(t orchestrator.task, upcoming timestamptz[], known_to timestamptz, problem text, is_kept boolean) returns boolean
 language sql stable as $$
-  select t.status in ('active', 'canceled') and known_to < 'infinity' and problem is null
+  select t.status in ('active', 'canceled') and known_to < 'infinity' and not orc._is_stuck(problem)
      and (is_kept or cardinality(upcoming) < 2 or cardinality(upcoming) < 4 and known_to < orchestrator.now() + interval '40 days')
 $$;
 comment on function orc._wants_more(orchestrator.task, timestamptz[], timestamptz, text, boolean) is 'Whether a plan is to know further instants.';

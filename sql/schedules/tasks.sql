@@ -142,8 +142,8 @@ begin
   values (r.tenant_id, r.task_id, r.revision, r.from_at, r.from_at)
   on conflict (tenant_id, task_id) do update
   set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null,
-      revision = case when p.known_to >= r.from_at or p.problem is not null then r.revision else p.revision end,
-      known_to = case when p.problem is null then least(p.known_to, r.from_at) else r.from_at end;
+      revision = case when p.known_to >= r.from_at or orc._is_stuck(p.problem) then r.revision else p.revision end,
+      known_to = case when orc._is_stuck(p.problem) then r.from_at else least(p.known_to, r.from_at) end;
   update orchestrator.plan p
   set known_to = case when v_is_planned then coalesce(_set_rule.known_to, p.known_to) else 'infinity' end,
       upcoming = p.upcoming || case when v_is_planned then array(select i from unnest(instants) as i where i > r.from_at order by i)

@@ -193,7 +193,8 @@ begin
     from chosen where d.tenant_id = chosen.tenant_id and d.run_id = chosen.run_id
     returning d.tenant_id, d.run_id, d.epoch, d.attempt, d.max_attempts, d.pipeline_id, d.timeout_seconds, d.input, d.due_at, d.event_id, d.nominal_at, chosen.nth)
   select json_agg(json_build_array(t.tenant_id, t.run_id, t.epoch, t.attempt, t.max_attempts, t.pipeline_id,
-                                   t.timeout_seconds, t.input, t.due_at, orc._occasion(t.tenant_id, t.event_id, t.nominal_at)) order by t.nth)::text,
+                                   t.timeout_seconds, t.input, t.due_at,
+           case when t.event_id is not null or t.nominal_at is not null then orc._occasion(t.tenant_id, t.event_id, t.nominal_at) end) order by t.nth)::text,
          count(*),
          array(select s.tenant_id from share s left join candidate c using (tenant_id)
                group by s.tenant_id, s.share having count(c.run_id) < s.share)
