@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
@@ -241,7 +244,7 @@ async def test_the_past_is_backfilled_and_stands_in_the_ledger(app: httpx2.Async
     more = (await app.get(f"{place}/occurrences", params={"before": rows[-1]["nominal_at"]})).json()
     assert [row["state"] for row in more] == ["backfilled"]
     (why,) = (await app.get(f"{place}/why_not", params={"instant": hour.isoformat()})).json()
-    assert (why["cause"], why["evidence"]["run"]) == ("it did run", rows[0]["run_id"])
+    assert (why["cause"], why["evidence"]["run"]) == ("it fired", rows[0]["run_id"])
     long = {"from": (hour - timedelta(hours=1000)).isoformat(), "to": hour.isoformat()}
     assert places(await app.post(f"{place}/backfill", json=long)) == ["body.to"]
     future = {"from": hour.isoformat(), "to": (hour + timedelta(hours=1)).isoformat()}
@@ -296,3 +299,28 @@ async def test_kinds_are_switched_over_http(app: httpx2.AsyncClient, make: Make)
         timed = kind in ("once", "rrule", "cron")
         assert (answer.json()["next_run_at"] is not None) == timed
         assert ("probe" in answer.json()["payload"]) == (payload is not None)
+
+
+async def test_the_briefing_of_the_readme_runs_as_printed(
+    serve: Serve, conn: db.Connection, make: Make, tmp_path: Path
+) -> None:
+    """Its body, by the servers that bin/up brings."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    body = json.loads(readme.partition("application/json\" -d '")[2].partition("'\n")[0])
+    sent, module = tmp_path / "telegram.jsonl", ["-m", "orchestrator.demo"]
+    servers = {
+        "weather": {"command": sys.executable, "args": [*module, "weather"]},
+        "telegram": {"command": sys.executable, "args": [*module, "telegram", str(sent)]},
+    }
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
+    await db.call(conn, "ensure_system_agent")
+    app = await serve()
+    made = (await app.client.post("/tasks", json=body, headers=KEY)).json()
+    ran = await app.client.post(f"/tasks/{made['id']}/run_now", headers=KEY)
+    assert ran.status_code == 200
+    assert await worker.once(make.config(mcp_servers_path=tmp_path / "mcp.json")) == 1
+    cursor = await conn.execute("select state, output, error from orc.runs")
+    row = await cursor.fetchone()
+    assert row is not None and row["state"] == "succeeded", row
+    message = json.loads(sent.read_text())
+    assert (message["chat_id"], message["text"]) == (12345, row["output"]["weather"]["summary"])

@@ -414,7 +414,7 @@ async def test_jitter_is_never_early_bounded_and_always_the_same(keeper: Timekee
     fired = {task for task in tasks if await keeper.fired(task)}
     assert 0 < len(fired) < 40
     for task in tasks:
-        expected = "it did run" if task in fired else "not due"
+        expected = "it fired" if task in fired else "not due"
         assert (await keeper.why(task, "01:00"))[0][0] == expected
     await keeper.tick("01:10")
     assert [await keeper.fired(task) for task in tasks] == [["01:00"]] * 40
@@ -778,7 +778,7 @@ async def test_every_reason_why_it_did_not_run_is_told(keeper: Timekeeper) -> No
     await told(task, "4 01:00", "not computed yet")
     await told(task, "6 01:00", "outside its start and end")
     await keeper.tick("01:00")
-    await told(task, "01:00", "it did run")
+    await told(task, "01:00", "it fired")
     await told(task, "00:45", "not an instant of the rule", rule="0 * * * *", timezone="UTC")
     await told(task, "00:30", "not an instant of the rule")
     await keeper.go("02:00:01")
@@ -826,7 +826,7 @@ async def causes(k: Timekeeper) -> set[str]:
         for c in re.findall(r"select '((?:[^']|'')+)',", row["prosrc"])
     }
     assert len(found) >= 10
-    return found | {"it did run"}
+    return found | {"it fired"}
 
 
 async def test_an_old_rule_answers_for_its_time(keeper: Timekeeper) -> None:

@@ -39,7 +39,7 @@ comment on function orc._why_not_yet(orchestrator.plan, orchestrator.task, orche
 create function orc._what_became(tenant text, task uuid, instant timestamptz)
 returns table (cause text, evidence jsonb, clears text)
 language sql stable as $$
-  select case when o.state in ('fired', 'backfilled') then 'it did run' else o.state end,
+  select case when o.state in ('fired', 'backfilled') then 'it fired' else o.state end,
          jsonb_strip_nulls(jsonb_build_object('nominal_at', o.nominal_at, 'reason', o.reason, 'run', o.run_id, 'decided_at', o.decided_at,
                                               'late_seconds', o.late_seconds, 'event', o.event_id)),
          case when o.state in ('fired', 'backfilled') then 'orc.why says what became of the run'
