@@ -142,6 +142,7 @@ create table orchestrator.rule (
   constraint gap_is_known check (dst_gap in ('shift', 'next_valid', 'skip')),
   constraint fold_is_known check (dst_fold in ('second', 'first', 'both')),
   constraint it_ends_after_it_starts check (ends_at >= starts_at),
+  constraint it_was_in_force_forwards check (until_at >= from_at),
   constraint an_event_has_a_topic check (kind <> 'event' or topic is not null),
   constraint a_condition_counts_or_looks check (kind <> 'condition' or span > '0' and (topic is null) = (needed is null)
                                                 and (topic is null) = (condition is not null))
