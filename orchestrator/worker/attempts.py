@@ -28,7 +28,6 @@ class Attempts(Reader):
     def _body(self, step: Step, frame: Frame, place: str) -> Work: ...
 
     async def _attempts(self, step: Step, frame: Frame, place: str) -> Any:
-        self.memory.forget(place)
         failed = self.memory.remember(place, frame.turn)
         if self.context.vault:  # what is on record shows no secrets
             self.memory.given.pop(place, None)

@@ -313,10 +313,8 @@ class Course(Attempts):
 
     async def _race(self, branches: dict[str, Steps], frame: Frame, place: str) -> Any:
         """Run again, another branch might win: who won is recorded."""
-        if (record := self.memory.records.get(place)) is not None and record[
-            "state"
-        ] == "succeeded":
-            return record["output"]
+        if self.memory.has_succeeded(place):
+            return self.memory.records[place]["output"]
         value = await self._whole(await self._parallel(branches, True, frame.inside(place)))
         self.memory.record(place, "succeeded", 1, output=self._kept(value))
         return value
@@ -339,39 +337,34 @@ class Course(Attempts):
     # Tools
 
     async def _use(self, step: Step, frame: Frame, place: str) -> Any:
-        tool = self.plan.tools[step.path]
-        record = self.memory.records.get(place)
+        tool, memory, state = self.plan.tools[step.path], self.memory, frame.scope["state"][step.id]
+        record = memory.records.get(place)
         if record is not None and record["state"] == "succeeded":
-            output = record["output"]
-            frame.scope["state"][step.id]["cached"] = bool(record.get("cached"))
+            output, state["cached"] = record["output"], bool(record.get("cached"))
             return await self._shaped(step, frame, output) if tool.kind.records_itself else output
         if self.is_replay and tool.kind.recorded:
             await self.watch.for_ever()
-        self.memory.tries[place] = attempt = self.memory.tries[place] + 1
-        if place not in self.memory.given:
+        memory.tries[place] = attempt = memory.tries[place] + 1
+        if place not in memory.given:
             await self._bring(step, frame, within)
-            self.memory.given[place] = tool.template.render(frame.scope)
-        given = self.memory.given[place]
-        arguments = await veil.arguments(tool, given, self.context)
+            memory.given[place] = tool.template.render(frame.scope)
+        arguments = await veil.arguments(tool, memory.given[place], self.context)
         is_open = record is not None and record["state"] in ("started", "unknown")
         if is_open and place not in self.weighed:
             self.weighed.add(place)
             await self._weigh_unknown(step, tool, place)
         cache = self._cache(step, tool, arguments, frame)
-        if found := await self._recalled(cache, place, attempt, frame.scope["state"][step.id]):
+        if cache and (found := await self._recalled(cache, place, attempt, state)):
             return found[0]
         context = msgspec.structs.replace(
             self.context,
             key=str(uuid5(UUID(self.run.id), place)),
-            record=self.memory.said(place, "succeeded", attempt),
+            record=memory.said(place, "succeeded", attempt),
             seconds=step.timeout.attempt,
             events=[],
         )
         if self._has_intent(step):
-            shown = given if self.context.vault else arguments
-            more = {"arguments": kept(veil.shown(shown, self.context), "arguments")}
-            before = self.memory.failures.get(place)  # it says how many attempts are left
-            await self.commit(self.memory.said(place, "started", attempt, error=before, **more))
+            await self._intend(place, attempt, arguments)
         began = time.monotonic()
         outcome = await veil.called(tool.kind, arguments, context)
         if isinstance(outcome, Park):
@@ -380,18 +373,22 @@ class Course(Attempts):
         if not isinstance(outcome, Done):
             raise Broken(outcome)
         if tool.kind.records_itself:
-            self.memory.records[place] = self.memory.said(
-                place, "succeeded", attempt, output=outcome.value
-            )
+            memory.records[place] = memory.said(place, "succeeded", attempt, output=outcome.value)
         value = await self._shaped(step, frame, outcome.value)
         if tool.kind.recorded and not tool.kind.records_itself:
-            with_it: dict[str, Any] = {"events": context.events} if context.events else {}
-            with_it |= {"cache": cache} if cache else {}
+            more: dict[str, Any] = {"events": context.events} if context.events else {}
+            more |= {"cache": cache} if cache else {}
             seconds = time.monotonic() - began
-            self.memory.record(
-                place, "succeeded", attempt, output=value, seconds=seconds, **with_it
-            )
+            memory.record(place, "succeeded", attempt, output=value, seconds=seconds, **more)
         return value
+
+    async def _intend(self, place: str, attempt: int, arguments: Any) -> None:
+        """Returns when it is durable that this call will be made."""
+        memory = self.memory
+        shown = memory.given[place] if self.context.vault else arguments
+        said = {"arguments": kept(veil.shown(shown, self.context), "arguments")}
+        before = memory.failures.get(place)  # it says how many attempts are left
+        await self.commit(memory.said(place, "started", attempt, error=before, **said))
 
     async def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:
         """A crash came between its call and its record: nobody knows what it did."""

@@ -89,8 +89,10 @@ class Memory:
 
     def said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
         run = self.run
-        where = {"tenant": run.tenant, "run": run.id, "epoch": run.epoch, "step": place}
-        return {**where, "state": state, "attempt": attempt, **more}
+        return {
+            "tenant": run.tenant, "run": run.id, "epoch": run.epoch,
+            "step": place, "state": state, "attempt": attempt, **more,
+        }  # fmt: skip
 
     def record(self, place: str, state: str, attempt: int, **more: Any) -> None:
         record = self.said(place, state, attempt, **more)

@@ -83,10 +83,10 @@ class Reader(Limits):
         return msgspec.convert(shown, type(arguments))
 
     async def _recalled(
-        self, cache: Record | None, place: str, attempt: int, state: dict[str, Any]
+        self, cache: Record, place: str, attempt: int, state: dict[str, Any]
     ) -> list[Any]:
         """The value that serves still; its step is recorded with it."""
-        found = await self.values.cached(cache["tool"], cache["key"]) if cache else []
+        found = await self.values.cached(cache["tool"], cache["key"])
         if found:
             self.memory.record(place, "succeeded", attempt, output=found[0], cached=True)
             state["cached"] = True
