@@ -11,6 +11,7 @@ from orchestrator.config import Config
 from orchestrator.steps import Context, Done, Fail, Retry, builtins
 from orchestrator.worker.course import Course
 from orchestrator.worker.engine import Plan, Run, Settled, compile, run_pure, storable
+from orchestrator.worker.memory import Memory
 from orchestrator.worker.news import Record
 
 RUN_ID = "019aa000-0000-7000-8000-000000000001"
@@ -28,7 +29,8 @@ def compiled(*steps: dict[str, Any]) -> Plan:
 async def followed(run: Run, plan: Plan, its: Context) -> Settled:
     async def commit(record: Record) -> None: ...
 
-    return await Course(run, plan, its, {}, lambda record: None, commit).follow()
+    memory = Memory(run, {}, lambda record: None)
+    return await Course(plan, its, memory, commit).follow()
 
 
 def said(*steps: dict[str, Any]) -> Settled:
