@@ -221,7 +221,7 @@ async def test_an_attempt_that_was_cut_off_is_made_again_and_those_before_it_cou
     worker = crew.worker(tool.kind)
     await until(lambda: len(tool.calls) == 1)
     tool.hold("a")
-    await until(lambda: tool.inside == ["a"])
+    await until(lambda: len(tool.calls) == 2 and tool.inside == ["a"])
     worker.drain()
     worker.release()
     await crew.task(worker)
