@@ -19,6 +19,8 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pytest_postgresql.executors.noop import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from orchestrator import api as http
 from orchestrator import db, devpg, httpd, schema
@@ -115,11 +117,27 @@ def new_database(server: devpg.Cluster, name: str, template: str = "template0") 
 
 
 @pytest.fixture(scope="session")
-def template(server: devpg.Cluster) -> Iterator[str]:
-    """The name of the database that tests get clones of."""
-    with new_database(server, "orc_template") as url:
-        asyncio.run(schema.install(url))
-        yield "orc_template"
+def postgresql_noproc(server: devpg.Cluster) -> Iterator[NoopExecutor]:
+    """The server as pytest-postgresql sees it, with an installed template database."""
+    place = {name: str(v) for name, v in conninfo_to_dict(server.tcp_url).items()}
+    executor = NoopExecutor(
+        host=place["host"], port=place["port"], user=place["user"], password=place["password"],
+        dbname="orc", options="",
+    )  # fmt: skip
+    janitor = DatabaseJanitor(
+        host=place["host"], port=place["port"], user=place["user"], password=place["password"],
+        dbname=executor.template_dbname, as_template=True,
+    )  # fmt: skip
+    with janitor:
+        asyncio.run(schema.install(make_conninfo(server.tcp_url, dbname=executor.template_dbname)))
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def template(postgresql_noproc: NoopExecutor) -> str:
+    """The name of the database that tests get clones of. pytest-postgresql's own clones are written
+    to the log page by page."""
+    return postgresql_noproc.template_dbname
 
 
 @pytest.fixture
