@@ -783,17 +783,17 @@ async def test_of_a_deadline_and_a_callback_one_is_first(
     pair: tuple[Work, Work], answers_first: bool
 ) -> None:
     a, b = pair
-    worker, run = await stands(a, "callback", timeout=0.3)
+    worker, run = await stands(a, "callback", timeout=1.5)
     name = await token(a, run.run)
     if answers_first:
         async with holding(b):
             await b.verb("answer_callback", token=name, body=Jsonb(1))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.5)
             assert await a.claim(worker) == [], "its row is locked"
         assert (await seen(a, run))["state"] == "met"
         assert len(await a.claim(worker)) == 1
     else:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
         async with holding(a):
             assert len(await a.claim(worker)) == 1
             task = await meets(a, b, b.verb("answer_callback", token=name, body=Jsonb(1)))

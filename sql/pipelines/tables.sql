@@ -48,6 +48,8 @@ create table orchestrator.wait_default partition of orchestrator.wait default;
 insert into orchestrator.partitioned (table_name, retention) values ('wait', '90 days');
 -- Its condition says topic and not kind, so that no plan for the waits of a run can use it.
 create index wait_for_a_topic on orchestrator.wait (tenant_id, topic, run_id) where state = 'waiting' and topic is not null;
+create index wait_for_the_end_of_runs on orchestrator.wait (tenant_id)
+  where state = 'waiting' and topic in ('$run.succeeded', '$run.failed', '$run.canceled');
 create index wait_of_a_token on orchestrator.wait (token_hash) where token_hash is not null;
 create index wait_that_calls on orchestrator.wait (tenant_id, run_id) where is_called;
 comment on table orchestrator.wait is 'What steps of runs wait for, and how it ended.';
