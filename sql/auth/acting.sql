@@ -35,11 +35,12 @@ $$;
 comment on function orc._is_bound() is 'Whether the transaction is bound to the scopes of a caller, be there none.';
 
 create function orc._has_scope(variadic wanted text[]) returns boolean
-language sql stable as $$
-  select not orc._is_bound() or own.scopes && wanted or 'admin' = any (own.scopes)
-         or 'any' = any (own.scopes) and wanted <> '{admin}'
-  from (select string_to_array(coalesce(current_setting('orchestrator.scopes', true), ''), ' ')) as own(scopes)
-$$;
+language plpgsql stable as $$
+declare
+  v_own constant text[] := string_to_array(nullif(current_setting('orchestrator.scopes', true), ''), ' ');
+begin
+  return v_own is null or v_own && wanted or 'admin' = any (v_own) or 'any' = any (v_own) and wanted <> '{admin}';
+end $$;
 comment on function orc._has_scope(text[]) is 'Whether the actor has one of these scopes.';
 
 create function orc._require(variadic wanted text[]) returns void
