@@ -391,8 +391,7 @@ async def test_a_branch_goes_on_when_its_wait_is_met_while_another_one_works(
     crew.worker(tool.kind)
     await until(lambda: recorded(conn, id, "p/w"))
     await answer(conn, id, kind)
-    await until(lambda: "next" in tool.calls)
-    assert tool.inside == ["busy"]
+    await until(lambda: "next" in tool.calls and tool.inside == ["busy"])
     tool.free()
     assert (await ends(conn, id))["state"] == "succeeded"
     assert await outcomes(conn, id) == ["succeeded"]
@@ -412,7 +411,6 @@ async def test_a_pause_beside_a_branch_that_works_ends_in_time(
     branches = {"x": [do("a", retry=retry)], "y": [do("busy")]}
     id = await start(conn, {"id": "p", "parallel": {"branches": branches}})
     crew.worker(tool.kind)
-    await until(lambda: tool.calls.count("a") == 2)
-    assert tool.inside == ["busy"]
+    await until(lambda: tool.calls.count("a") == 2 and tool.inside == ["busy"])
     tool.free()
     assert (await ends(conn, id))["state"] == "succeeded"
