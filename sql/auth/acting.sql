@@ -13,9 +13,11 @@
 
 create function orc.acting(tenant text, actor text, scopes text, request text) returns text
 language plpgsql as $$
+declare
+  v_said constant text[] := array[  -- one expression: a query would cost more than all that it does
+    set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
+    set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true)];
 begin
-  perform set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
-          set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true);
   return tenant;
 end $$;
 comment on function orc.acting(text, text, text, text) is

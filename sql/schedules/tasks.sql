@@ -232,7 +232,7 @@ end $$;
 comment on function orc._set_payload(orchestrator.task, jsonb, text, text) is 'What the task runs: pipelines are stored.';
 
 create function orc._check_task(t orchestrator.task) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql as $$
 declare
   v_other uuid;
 begin
