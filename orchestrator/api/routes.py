@@ -40,7 +40,7 @@ class Table:
 
 
 def _first_word(path: str) -> str:
-    return path.split("/", 2)[1]
+    return path[1:].partition("/")[0]
 
 
 def refuse_nul(path: str, values: dict[str, str]) -> None:

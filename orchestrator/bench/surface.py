@@ -166,7 +166,10 @@ async def _beside(
     echo = bare.request("POST", "/", echoed)
     await _drive(api, requests, CLIENTS * 20)
     await _drive(bare, lambda _: echo, CLIENTS * 20)
-    own, floor, rates, floors = [], [], [], []
+    own: list[float] = []
+    floor: list[float] = []
+    rates: list[float] = []
+    floors: list[float] = []
     for _ in range(place.repetitions):
         for server, asked, times, rate in (
             (api, requests, own, rates), (bare, lambda _: echo, floor, floors),
