@@ -1,4 +1,4 @@
-"""Which endpoint a request is for: looked up by method and first word, not tried one after the other."""
+"""Which endpoint a request is for: looked up by method and first word, not tried one by one."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class Json:
     def __init__(self, body: bytes, status: int, headers: dict[str, str]) -> None:
         length = str(len(body)).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", length)]
-        head += [(name.lower().encode("latin-1"), headers[name].encode("latin-1")) for name in headers]
+        for name, value in headers.items():
+            head.append((name.lower().encode("latin-1"), value.encode("latin-1")))
         self.start = {"type": "http.response.start", "status": status, "headers": head}
         self.rest = {"type": "http.response.body", "body": body}
 
