@@ -71,6 +71,7 @@ def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
         "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
-        "list_runs_1m", "post_tasks", "post_events", "get_run", "sse_500", "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
+        "list_runs_1m", "post_tasks", "post_events", "get_run", "sse_500",
+        "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
         "fire_1000", "fire_single", "tasks_100k",
     ]  # fmt: skip

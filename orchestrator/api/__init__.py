@@ -18,7 +18,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -220,9 +219,10 @@ class Endpoints:
         is_request = scope["type"] == "http"
         found = self.table.find(scope["method"], scope["path"]) if is_request else None
         if found is None:
-            return await self.app(scope, receive, send)
-        reply = await _answer(self.api, *found, scope, receive)
-        await response(reply)(scope, receive, send)
+            await self.app(scope, receive, send)
+        else:
+            reply = await _answer(self.api, *found, scope, receive)
+            await response(reply)(scope, receive, send)
 
 
 async def _answer(

@@ -155,10 +155,13 @@ class Shell:
                 status = message["status"]
                 seconds = time.perf_counter() - started
                 _add_headers(message, request_id, seconds, scope.get("limits", {}))
-            elif not (is_stream := is_stream or message.get("more_body", False)):
-                return await send(message)  # the head was taken: so is the rest, at once
-            async with asyncio.timeout(SLOW_READER_SECONDS):
-                await send(message)
+            else:
+                is_stream = is_stream or message.get("more_body", False)
+            if message["type"] == "http.response.body" and not is_stream:
+                await send(message)  # the head was taken: so is the rest, at once
+            else:
+                async with asyncio.timeout(SLOW_READER_SECONDS):
+                    await send(message)
 
         with telemetry.IN_FLIGHT.track_inprogress():
             try:

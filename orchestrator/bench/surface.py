@@ -1,7 +1,7 @@
 """How fast the API answers, beside bare Starlette and msgspec that echo the same JSON.
 
-One API process, one of the floor, both served by the same settings; some clients on connections that
-stay open ask one after the other. No worker runs: what is measured is the API and its transaction.
+One API process, one of the floor, both served by the same settings; some clients on connections
+that stay open ask one after the other. No worker runs: it is the API and its transaction.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ async def _served(url: str, key: str, command: tuple[str, ...]) -> AsyncIterator
     server = Server(_free_port(), key)
     environment = {
         **os.environ, "DATABASE_URL": url, "API_HOST": "127.0.0.1", "PORT": str(server.port),
-        "RATE_LIMIT": "none", "LOG_LEVEL": "error", "LOG_FORMAT": "json", "ORC_STREAM_LIMIT": "1000",
+        "RATE_LIMIT": "none", "LOG_LEVEL": "error", "LOG_FORMAT": "json",
+        "ORC_STREAM_LIMIT": "1000",
     }  # fmt: skip
     words = command if command is API else (*command, str(server.port))
     process = await asyncio.create_subprocess_exec(

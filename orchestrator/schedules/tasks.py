@@ -164,7 +164,7 @@ async def _create(call: Call) -> Any:
         made = await pool.call_one("make_task", tenant=call.principal.tenant_id, task=task)
         if made["make_task"] is not None:
             return _answer(made["make_task"], status=201)
-    raise Problem("The database's clock is being set", kind=Unavailable)
+    raise Unavailable("The database's clock is being set")
 
 
 async def _list(call: Call) -> Tasks:
