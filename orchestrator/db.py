@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,6 +55,9 @@ GRACE_SECONDS = 2.0
 
 FRESH_SECONDS = 1.0
 """A connection that was used so recently is handed out without asking it whether it lives."""
+
+CLOCK_SECONDS = 1.0
+"""What the database's clock said is gone on from for so long."""
 
 
 class Connection(psycopg.AsyncConnection[DictRow]):
@@ -308,8 +312,11 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
 
     async def _call(self, verb: str, arguments: dict[str, Any]) -> list[Row]:
         async def once() -> list[Row]:
-            async with self.connection() as connection:
+            connection = await self.getconn()  # leaves no transaction, so needs no end of one
+            try:
                 return await call(connection, verb, **arguments)
+            finally:
+                await self.putconn(connection)
 
         return await self._reachable(once)
 
@@ -322,6 +329,24 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
             if is_lost(error):
                 raise Unavailable("The database can't be reached") from error
             raise
+
+
+class Clock:
+    """What time the database says, without asking it each time: what it said a moment ago, gone on
+    from there. A clock that runs isn't behind that; one that was set may be."""
+
+    def __init__(self) -> None:
+        self._said: tuple[datetime, float] | None = None
+
+    async def now(self, pool: Pool) -> datetime:
+        if self._said is None or (since := time.monotonic() - self._said[1]) > CLOCK_SECONDS:
+            return await self.read(pool)
+        return self._said[0] + timedelta(seconds=since)
+
+    async def read(self, pool: Pool) -> datetime:
+        now: datetime = (await pool.call_one("clock"))["clock"]
+        self._said = now, time.monotonic()
+        return now
 
 
 async def alive(connection: Connection) -> None:

@@ -88,7 +88,9 @@ async def _publish(call: Call) -> Said:
     event = _of_cloud(said) if isinstance(said, CloudEvent) else _ours(said, principal)
     _refuse_foreign(event["source"], principal)
     event |= {"tenant": principal.tenant_id, "payload": Jsonb(event["payload"])}
-    row = await call.app.pool.together(lambda connection: publish(connection, event))
+    row = await call.app.pool.call_one("publish_event", **event, at_once=True)
+    if row["event_id"] is None:
+        row = await call.app.pool.together(lambda connection: publish(connection, event))
     topic = event["topic"]
     details = Published(
         row["event_id"], str(row["event_id"]), topic, row["triggered"], row["published_at"]

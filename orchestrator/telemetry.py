@@ -107,11 +107,12 @@ def setup(
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
-    global _process
-    _process = process
+    global _process, _least
+    _process, _least = process, root.level
 
 
-_process = "orchestrator"
+_process, _least = "orchestrator", logging.NOTSET
+LEVELS = logging.getLevelNamesMapping()
 
 
 def _last(format: str, stream: TextIO) -> list[Processor]:
@@ -137,6 +138,8 @@ def _last(format: str, stream: TextIO) -> list[Processor]:
 
 def log(action: str, level: str = "info", message: str | None = None, **facts: Any) -> None:
     """One transition, one line: `log("run_claimed", run_id=…)`."""
+    if LEVELS[level.upper()] < _least:
+        return
     logger = structlog.get_logger(_process)
     getattr(logger, level)(
         message or action.replace("_", " "), action=action, process=_process, **facts

@@ -22,7 +22,7 @@ import psycopg
 from psycopg import errors as pg
 
 from .config import Config
-from .db import Pool
+from .db import Clock, Pool
 from .errors import (
     Conflict,
     Invalid,
@@ -101,6 +101,7 @@ class App(Protocol):
 
     config: Config
     pool: Pool
+    clock: Clock
     started_at: float
     draining: bool
     gauges: Any
@@ -188,7 +189,7 @@ def convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
     """Texts of a query or a path into their types."""
     if any("\0" in name or "\0" in str(value) for name, value in values.items()):
         raise _malformed([_place([], "a NUL character can't be kept", "character")], where)
-    if lax := [*_too_lax(values, kind)]:
+    if values and (lax := [*_too_lax(values, kind)]):
         raise _malformed(lax, where)
     try:
         return msgspec.convert(values, kind, strict=False)

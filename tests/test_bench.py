@@ -33,6 +33,20 @@ def test_steps_and_calls_of_pipelines_are_measured(capsys: pytest.CaptureFixture
     assert all(said[name]["value"] > 0 and said[name]["floor"] > 0 for name in names)
 
 
+def test_the_surface_is_measured_beside_a_bare_echo(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["post_tasks", "post_events", "get_run"]
+    assert bench.run([*names, "sse_500"], scale=0.01, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [said[name]["unit"] for name in names] == ["requests/s"] * 3
+    for name in names:
+        figure = said[name]
+        assert figure["ratio"] == pytest.approx(figure["value"] / figure["floor"], rel=0.02)
+        assert figure["p99_ratio"] == pytest.approx(figure["p99"] / figure["floor_p99"], rel=0.02)
+    heard = said["sse_500"]
+    assert heard["clients"] == 20 and heard["connections"] <= 1
+    assert 0 < heard["floor"] <= heard["p50"]
+
+
 def test_how_late_tasks_start_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run(["fire_1000", "fire_single"], scale=0.05, as_json=True) == 0
     said = json.loads(capsys.readouterr().out)
@@ -57,6 +71,7 @@ def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
         "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
-        "list_runs_1m", "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
+        "list_runs_1m", "post_tasks", "post_events", "get_run", "sse_500",
+        "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
         "fire_1000", "fire_single", "tasks_100k",
     ]  # fmt: skip

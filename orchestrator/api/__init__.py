@@ -17,10 +17,9 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import (
     __version__,
@@ -63,8 +62,16 @@ from ..wire import (
     convert,
     has_scope,
 )
-from .request import NOTHING, body_of, content_type, decoded, path_of, query_of, refuse_disagreement
-from .shell import QUIET, Errors, Shell, response, routing_error
+from .request import (
+    NOTHING,
+    body_of,
+    content_type,
+    decoded,
+    query_of,
+    refuse_disagreement,
+)
+from .routes import Table, refuse_nul
+from .shell import QUIET, Cors, Errors, Shell, response, routing_error
 
 ENDPOINTS: list[Endpoint] = [
     *ops.ENDPOINTS,
@@ -79,6 +86,10 @@ ENDPOINTS: list[Endpoint] = [
 ]
 
 
+SMALL_BYTES, MOST_REPORTS = 10_000, 500
+"""Reports on documents of up to so many bytes are kept, and so many of them."""
+
+
 class Api:
     """What the routes of one process share."""
 
@@ -87,11 +98,13 @@ class Api:
         self.pool = Pool(config, role="orc_api", application="orchestrator api")
         self.started_at = time.monotonic()
         self.draining = False
+        self.clock = db.Clock()
         self.gauges = ops.Gauges()
         self.waiting = waiting.Waiting(self.pool)
         self.auth = auth.Authenticator(config, self.pool)
         self.limiter = Limiter(config)
         self.streams = streams.Hub(self.pool, config.stream_limit)
+        self.reports: dict[bytes, pipelines.Report] = {}
 
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
@@ -104,7 +117,7 @@ class Api:
         if (actor := db.acting.get()) is not None:
             scopes = actor.scopes.split()
             refuse_foreign_tools(document, self.config, lambda scope: has_scope(scopes, scope))
-        report = await asyncio.to_thread(pipelines.check, document)
+        report = await self._report(document)
         return [
             {"loc": [*loc, *p.pointer.split("/")[1:]], "msg": p.message, "type": p.type}
             for p in report.errors
@@ -119,12 +132,24 @@ class Api:
 
     async def steps_before(self, document: Any, step: str) -> list[str]:
         """The outermost steps of a pipeline that don't come after one of them."""
-        report = await asyncio.to_thread(pipelines.check, document)
+        report = await self._report(document)
         listed = [one.id for one in report.pipeline.steps] if report.pipeline else []
         if report.pipeline is None or step not in listed:
             text = f"The run's pipeline has no outermost step {step!r}"
             raise Problem(text, kind=NotFound, hint=f"it has {', '.join(listed)}")
         return pipelines.steps_before(report.pipeline, step)
+
+    async def _report(self, document: Any) -> pipelines.Report:
+        """Small documents are looked at once: most tasks are made by programs, and are alike."""
+        key = wire.encode(document)
+        if (known := self.reports.get(key)) is not None:
+            return known
+        report = await asyncio.to_thread(pipelines.check, document)
+        if len(key) <= SMALL_BYTES:
+            if len(self.reports) >= MOST_REPORTS:
+                self.reports.clear()
+            self.reports[key] = report
+        return report
 
     def drain(self) -> None:
         if not self.draining:
@@ -154,7 +179,7 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
         middleware=[
             Middleware(Shell),
             Middleware(
-                CORSMiddleware,
+                Cors,
                 allow_origins=api.config.cors_origins,
                 allow_credentials="*" not in api.config.cors_origins,
                 allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
@@ -164,6 +189,7 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
                                 "X-Process-Time", "X-Request-ID"],
             ),
             Middleware(Errors),
+            Middleware(Endpoints, api=api, endpoints=endpoints),
         ],
         exception_handlers={HTTPException: routing_error},
     )  # fmt: skip
@@ -172,36 +198,67 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
 
 
 def _route(api: Api, endpoint: Endpoint) -> Route:
-    async def answer(request: Request) -> Response:
-        request.scope["route_path"] = endpoint.path
-        return response(await _answer(api, endpoint, request))
+    """For who asks in another way: HEAD, or a method that isn't answered."""
+
+    async def answer(request: Request) -> Any:
+        path = {name: str(value) for name, value in request.path_params.items()}
+        return response(await _answer(api, endpoint, path, request.scope, request.receive))
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=endpoint.verb)
 
 
-async def _answer(api: Api, endpoint: Endpoint, request: Request) -> Reply:
-    db.acting.set(db.Actor(None, "", "", request.scope["request_id"]))
-    principal = await _caller(api, endpoint, request)
+class Endpoints:
+    """Answers what is in the table; the application behind has pages, and says what isn't there."""
+
+    def __init__(self, app: ASGIApp, api: Api, endpoints: Sequence[Endpoint]) -> None:
+        self.app = app
+        self.api = api
+        self.table = Table(endpoints)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] == "http"
+        found = self.table.find(scope["method"], scope["path"]) if is_request else None
+        if found is None:
+            await self.app(scope, receive, send)
+        else:
+            reply = await _answer(self.api, *found, scope, receive)
+            await response(reply)(scope, receive, send)
+
+
+async def _answer(
+    api: Api, endpoint: Endpoint, path: dict[str, str], scope: Scope, receive: Receive
+) -> Reply:
+    scope["route_path"] = endpoint.path
+    refuse_nul(scope["path"], path)
+    request_id, headers = scope["request_id"], scope["said"]
+    db.acting.set(db.Actor(None, "", "", request_id))
+    principal = await _caller(api, endpoint, scope, headers)
     if principal is not None:
         scopes = " ".join(principal.scopes)
-        request_id = request.scope["request_id"]
         db.acting.set(db.Actor(principal.tenant_id, principal.id, scopes, request_id))
-    call = Call(app=api, path=path_of(request), headers=request.headers, principal=principal)
-    values = query_of(request)
-    call.query = convert(values, endpoint.query or NoQuery, "query")
-    raw = await body_of(request, endpoint, api.config)
+    call = Call(app=api, path=path, headers=headers, principal=principal)
+    call.query = convert(query_of(scope), endpoint.query or NoQuery, "query")
+    raw = await body_of(headers, receive, endpoint, api.config)
     if endpoint.body is not None:
-        call.body = decoded(raw, content_type(request), endpoint)
+        call.body = decoded(raw, content_type(headers), endpoint)
         refuse_disagreement(call)
     elif raw.strip() not in NOTHING:
-        raise Malformed(f"{request.method} {request.url.path} takes no body")
-    target = f"{request.url.path}?{request.url.query}"
-    keys = request.headers.getlist("idempotency-key")
-    if said := repeats.asked(keys, endpoint, call, target, raw):
+        raise Malformed(f"{endpoint.method} {scope['path']} takes no body")
+    if said := _said_again(scope, headers, endpoint, call, raw):
         reply = await repeats.once(api.pool, said, lambda held: _within(held, endpoint, call))
     else:
         reply = await _act(endpoint, call)
     return await api.waiting.answer(endpoint, call, reply)
+
+
+def _said_again(
+    scope: Scope, headers: dict[str, str], endpoint: Endpoint, call: Call, raw: bytes
+) -> repeats.Asked | None:
+    if "idempotency-key" not in headers:
+        return None
+    keys = [v.decode("latin-1") for name, v in scope["headers"] if name == b"idempotency-key"]
+    target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
+    return repeats.asked(keys, endpoint, call, target, raw)
 
 
 class NoQuery(wire.Request):
@@ -224,10 +281,12 @@ async def _act(endpoint: Endpoint, call: Call) -> Reply:
     return Reply(body=result, status=endpoint.status, content_type=kind)
 
 
-async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal | None:
+async def _caller(
+    api: Api, endpoint: Endpoint, scope: Scope, headers: dict[str, str]
+) -> Principal | None:
     """Who asks, if that matters. Who has no key is counted, too, by address."""
-    address = request.client.host if request.client else ""
-    who, principal, headers = address, None, request.headers
+    address = scope["client"][0] if scope.get("client") else ""
+    who, principal = address, None
     try:
         if endpoint.scope is not None:
             principal = await auth.authenticate(
@@ -236,7 +295,7 @@ async def _caller(api: Api, endpoint: Endpoint, request: Request) -> Principal |
             who = f"{principal.tenant_id}:{principal.id}"
     finally:
         if endpoint.path not in QUIET:
-            request.scope["limits"] = await api.limiter.take(who, endpoint.method)
+            scope["limits"] = await api.limiter.take(who, endpoint.method)
     if principal is not None and endpoint.scope is not None:
         auth.require(principal, endpoint.scope)
     return principal

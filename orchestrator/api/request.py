@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from ..config import Config
-from ..errors import Malformed, RouteNotFound, Slow, TooLarge, WrongContentType
+from ..errors import Malformed, Slow, TooLarge, WrongContentType
 from ..wire import Call, Endpoint, convert, decode, read_form
 
 
-def path_of(request: Request) -> dict[str, str]:
-    values = {name: str(value) for name, value in request.path_params.items()}
-    if any("\0" in value for value in values.values()):
-        raise RouteNotFound(f"There is nothing at {request.url.path!r}")
-    return values
-
-
-def query_of(request: Request) -> dict[str, Any]:
+def query_of(scope: Scope) -> dict[str, Any]:
     """Each name once; the same name again would silently win over the first."""
-    pairs = request.query_params.multi_items()
+    if not scope["query_string"]:
+        return {}
+    pairs = QueryParams(scope["query_string"]).multi_items()
     values = dict(pairs)
     if len(values) != len(pairs):
         raise Malformed("A query parameter is given more than once")
@@ -38,25 +36,30 @@ def decoded(raw: bytes, kind: str, endpoint: Endpoint) -> Any:
     return decode(raw, endpoint.bodies.get(kind, endpoint.body))
 
 
-def content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def content_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 NOTHING = (b"", b"{}", b"null")
 
 
-async def body_of(request: Request, endpoint: Endpoint, config: Config) -> bytes:
+async def body_of(
+    headers: Mapping[str, str], receive: Receive, endpoint: Endpoint, config: Config
+) -> bytes:
     if endpoint.method == "GET":
         return b""  # nobody asks for it
-    kind = content_type(request)
+    kind = content_type(headers)
     is_json = kind == "application/json" or kind.endswith("+json")
     if endpoint.body is not None and not is_json and not (endpoint.form and kind == FORM):
         raise WrongContentType(
             f"The body is {kind or 'of no stated type'}", hint="send application/json"
         )
+    said, limit = headers.get("content-length", "0"), max(endpoint.body_limit, config.body_limit)
+    if said.isdigit() and int(said) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes")
     try:
         async with asyncio.timeout(config.body_timeout):
-            return await _read(request, max(endpoint.body_limit, config.body_limit))
+            return await _read(receive, limit)
     except TimeoutError:
         seconds = config.body_timeout
         raise Slow(f"The body took longer than {seconds:g} s", headers=CLOSE) from None
@@ -65,13 +68,14 @@ async def body_of(request: Request, endpoint: Endpoint, config: Config) -> bytes
 CLOSE = {"Connection": "close"}
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    said = request.headers.get("content-length", "0")
-    if said.isdigit() and int(said) > limit:
-        raise TooLarge(f"The body is larger than {limit} bytes")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+async def _read(receive: Receive, limit: int) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
         if len(body) > limit:
             raise TooLarge(f"The body is larger than {limit} bytes")
     return bytes(body)

@@ -7,8 +7,11 @@ import asyncio
 import re
 import time
 import uuid
+from functools import cache
+from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +29,7 @@ SECURITY = {
     "X-XSS-Protection": "1; mode=block",
     "Referrer-Policy": "strict-origin-when-cross-origin",
 }
+SECURITY_RAW = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUIET = {"/health", "/health/live", "/health/ready", "/metrics", "/ping"}
 SLOW_READER_SECONDS = 30.0
@@ -48,10 +52,28 @@ class Streaming(StreamingResponse):
             self.stream.close()
 
 
-def response(reply: Reply) -> Response:
+class Json:
+    """Bytes of JSON, in one piece."""
+
+    def __init__(self, body: bytes, status: int, headers: dict[str, str]) -> None:
+        length = str(len(body)).encode()
+        head = [(b"content-type", b"application/json"), (b"content-length", length)]
+        for name, value in headers.items():
+            head.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        self.start = {"type": "http.response.start", "status": status, "headers": head}
+        self.rest = {"type": "http.response.body", "body": body}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(self.start)
+        await send(self.rest)
+
+
+def response(reply: Reply) -> ASGIApp:
     if isinstance(reply.body, Stream):
         return Streaming(reply.body, reply.content_type)
     body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
+    if reply.content_type == "application/json" and reply.status != 204:
+        return Json(body, reply.status, reply.headers)
     return Response(
         b"" if reply.status == 204 else body,
         reply.status,
@@ -101,6 +123,14 @@ class Errors:
             await _problem_response(as_problem(error), scope)(scope, receive, send)
 
 
+class Cors(CORSMiddleware):
+    """For pages of other origins, which say so; others needn't pass here. `Vary` is the shell's."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and "origin" in scope["said"]
+        await (super().__call__ if is_page else self.app)(scope, receive, send)
+
+
 class Shell:
     """Outermost: request id, both slash forms, headers, time, one line per request."""
 
@@ -111,21 +141,27 @@ class Shell:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started = time.perf_counter()
-        request_id = _request_id(scope)
-        scope["request_id"] = request_id
+        scope["said"] = headers = headers_of(scope)
+        scope["request_id"] = request_id = _request_id(headers)
         telemetry.correlation_id.set(request_id)
         if (path := scope["path"]) != "/" and path.endswith("/"):
             scope["path"] = path.rstrip("/") or "/"
         status = 500
+        is_stream = False
 
         async def finish(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_stream
             if message["type"] == "http.response.start":
                 status = message["status"]
                 seconds = time.perf_counter() - started
                 _add_headers(message, request_id, seconds, scope.get("limits", {}))
-            async with asyncio.timeout(SLOW_READER_SECONDS):
-                await send(message)
+            else:
+                is_stream = is_stream or message.get("more_body", False)
+            if message["type"] == "http.response.body" and not is_stream:
+                await send(message)  # the head was taken: so is the rest, at once
+            else:
+                async with asyncio.timeout(SLOW_READER_SECONDS):
+                    await send(message)
 
         with telemetry.IN_FLIGHT.track_inprogress():
             try:
@@ -134,32 +170,42 @@ class Shell:
                 _account(scope, status, time.perf_counter() - started)
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        text: str = value.decode("latin-1")
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(text):
-            return text
-    return str(uuid.uuid4())
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Each once, by its small letters; the first counts."""
+    return {str(n, "latin-1"): str(v, "latin-1") for n, v in reversed(scope["headers"])}
+
+
+def _request_id(headers: dict[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    ours = {
-        **SECURITY,
-        **limits,
-        "X-Request-ID": request_id,
-        "X-Process-Time": f"{seconds * 1000:.2f}",
-    }
-    for name, value in ours.items():
+    headers += [one for one in SECURITY_RAW if one[0] not in present]
+    for name, value in limits.items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))
+    headers.append((b"x-request-id", request_id.encode()))
+    headers.append((b"x-process-time", b"%.2f" % (seconds * 1000)))
+    if b"vary" not in present or not _varies_by_origin(headers):
+        headers.append((b"vary", b"Origin"))
+
+
+def _varies_by_origin(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"vary" and b"Origin" in value for name, value in headers)
+
+
+@cache
+def _answers(method: str, route: str, status: str) -> Any:
+    return telemetry.REQUESTS.labels(method, route, status)
 
 
 def _account(scope: Scope, status: int, seconds: float) -> None:
     route = scope.get("route_path", "(none)")
     method = scope["method"] if "route_path" in scope else "(any)"
-    telemetry.REQUESTS.labels(method, route, str(status)).observe(seconds)
+    _answers(method, route, str(status)).observe(seconds)
     level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
     log(
         "request_answered",

@@ -30,6 +30,7 @@ from .moments import blocked_key, pickup
 from .pipelines import condition_us, http_1000, template_us, three_calls, three_sets
 from .place import Place, open_place
 from .report import note, show, show_json
+from .surface import get_run, post_events, post_tasks, sse_500
 
 __all__ = ["FIGURES", "Bench", "Figure", "measure", "run"]
 
@@ -48,6 +49,10 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         fairness,
         tenants_1000,
         list_runs_1m,
+        post_tasks,
+        post_events,
+        get_run,
+        sse_500,
         three_sets,
         three_calls,
         http_1000,

@@ -160,3 +160,8 @@ LATENESS = """
 select extract(epoch from started_at - nominal_at)::float8 * 1000 as ms
 from orchestrator.run where nominal_at is not null and state = 'succeeded'
 """
+
+API_CONNECTIONS = """
+select count(*) as n from pg_stat_activity
+where datname = current_database() and application_name like '%%api%%'
+"""

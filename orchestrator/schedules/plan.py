@@ -10,6 +10,9 @@ from .rules import compile_rule
 HORIZON = timedelta(days=40)
 """None is kept for longer, except the next two: the data of time zones may change before."""
 
+RECENT = timedelta(minutes=1)
+"""A plan is as good as a new one for so long, if none of its instants has come."""
+
 
 def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
     """The next instants, and up to when there are no others."""
@@ -61,3 +64,31 @@ def _anchor(row: dict[str, Any]) -> datetime:
 def _time(text: str | None) -> datetime | None:
     """An instant of the database; none when it is never."""
     return None if text is None or "infinity" in text else datetime.fromisoformat(text)
+
+
+class RecentPlans:
+    """Plans that were computed a moment ago. Until the first of its instants comes, a plan is that
+    of every task with the same cron rule: tasks are made by the hundred."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self._kept: dict[tuple[Any, ...], tuple[datetime, dict[str, Any]]] = {}
+
+    def plan(self, said: dict[str, Any], start: datetime) -> dict[str, Any] | None:
+        since, plan = self._kept.get(_rule_of(said), (start, {}))
+        instants = plan.get("instants")
+        is_it = instants and since <= start < min(instants[0], since + RECENT)
+        return plan if is_it else None
+
+    def keep(self, said: dict[str, Any], start: datetime, plan: dict[str, Any]) -> None:
+        if said["schedule_kind"] != "cron":
+            return
+        if len(self._kept) >= self.most:
+            self._kept.clear()
+        self._kept[_rule_of(said)] = start, plan
+
+
+def _rule_of(said: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("schedule_kind", "schedule_expr", "timezone", "dst_gap", "dst_fold", "starts_at",
+             "ends_at")  # fmt: skip
+    return tuple(said[name] for name in names)

@@ -11,10 +11,10 @@ from uuid import UUID
 import msgspec
 from psycopg.types.json import Jsonb
 
-from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale
+from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale, Unavailable
 from ..wire import Call, Endpoint, Place, Reply, encode
 from .limits import BadRule
-from .plan import following
+from .plan import RecentPlans, following
 from .rules import Rule, compile_rule, describe
 from .shapes import (
     UNSET,
@@ -68,6 +68,9 @@ def planned(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str
     return {"instants": instants, "known_to": known_to}
 
 
+RECENT = RecentPlans()
+
+
 def _text(instant: datetime | None) -> str | None:
     return instant.isoformat() if instant else None
 
@@ -94,7 +97,7 @@ async def _planned(
     plan: dict[str, Any] = {}
     try:
         if is_new:
-            plan = await asyncio.to_thread(planned, said, anchor, start)
+            plan = await _plan(said, anchor, start)
     except BadRule as error:
         if not places:
             raise
@@ -102,6 +105,14 @@ async def _planned(
     if places:
         count = f"{len(places)} problems" if len(places) > 1 else "1 problem"
         raise Malformed(f"The task can't be kept: {count}", detail=places)
+    return plan
+
+
+async def _plan(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str, Any]:
+    if (known := RECENT.plan(said, start)) is not None:
+        return known
+    plan = await asyncio.to_thread(planned, said, anchor, start)
+    RECENT.keep(said, start, plan)
     return plan
 
 
@@ -147,11 +158,13 @@ async def prepared(
 
 async def _create(call: Call) -> Any:
     assert call.principal is not None
-    now = (await call.app.pool.call_one("clock"))["clock"]
-    said = await prepared(call, call.body, now)
-    said |= {name: Jsonb(said[name]) for name in ("payload", "labels") if said[name] is not None}
-    made = await call.app.pool.call_one("create_task", tenant=call.principal.tenant_id, **said)
-    return _answer(made["create_task"], status=201)
+    pool, clock = call.app.pool, call.app.clock
+    for now in (await clock.now(pool), None, None):
+        task = await prepared(call, call.body, now or await clock.read(pool))
+        made = await pool.call_one("make_task", tenant=call.principal.tenant_id, task=task)
+        if made["make_task"] is not None:
+            return _answer(made["make_task"], status=201)
+    raise Unavailable("The database's clock is being set")
 
 
 async def _list(call: Call) -> Tasks:

@@ -13,9 +13,11 @@
 
 create function orc.acting(tenant text, actor text, scopes text, request text) returns text
 language plpgsql as $$
+declare
+  v_said constant text[] := array[  -- one expression: a query would cost more than all that it does
+    set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
+    set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true)];
 begin
-  perform set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
-          set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true);
   return tenant;
 end $$;
 comment on function orc.acting(text, text, text, text) is
@@ -35,11 +37,12 @@ $$;
 comment on function orc._is_bound() is 'Whether the transaction is bound to the scopes of a caller, be there none.';
 
 create function orc._has_scope(variadic wanted text[]) returns boolean
-language sql stable as $$
-  select not orc._is_bound() or own.scopes && wanted or 'admin' = any (own.scopes)
-         or 'any' = any (own.scopes) and wanted <> '{admin}'
-  from (select string_to_array(coalesce(current_setting('orchestrator.scopes', true), ''), ' ')) as own(scopes)
-$$;
+language plpgsql stable as $$
+declare
+  v_own constant text[] := string_to_array(nullif(current_setting('orchestrator.scopes', true), ''), ' ');
+begin
+  return v_own is null or v_own && wanted or 'admin' = any (v_own) or 'any' = any (v_own) and wanted <> '{admin}';
+end $$;
 comment on function orc._has_scope(text[]) is 'Whether the actor has one of these scopes.';
 
 create function orc._require(variadic wanted text[]) returns void

@@ -257,9 +257,10 @@ comment on function orc._asked(text[], uuid[]) is 'The conditions on which undec
 
 -- The event, and the runs of every task that it meets. When there are rules with conditions, these and what comes after
 -- them are answered in `open`, for `decide_event` in the same transaction. What nobody decides there, the next tick does: so it does with
--- tasks that somebody is changing at this moment.
+-- tasks that somebody is changing at this moment. Who calls it `at_once`, in a transaction of its own, is answered nothing
+-- and nothing is published when there are such rules.
 create function orc.publish_event(tenant text, topic text, payload jsonb default null, id uuid default null, source text default null,
-  name text default null, "at" timestamptz default null,
+  name text default null, "at" timestamptz default null, at_once boolean default false,
   out event_id uuid, out is_new boolean, out triggered integer, out open jsonb, out event jsonb, out published_at timestamptz)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
@@ -268,6 +269,9 @@ declare
   v_ids uuid[];
 begin
   perform orc._require('events:write');
+  if at_once and exists (select from orc._listeners(tenant, topic) as r where orc._is_open(r.kind, r.condition)) then
+    return;
+  end if;
   if name is not null then
     id := orc._id_of_foreign(tenant, source, name, "at");
   end if;
@@ -290,9 +294,9 @@ begin
     select orc._event_as_json(e) into event from orchestrator.event e where e.tenant_id = tenant and e.id = publish_event.event_id;
   end if;
 end $$;
-comment on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz) is
+comment on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz, boolean) is
   'Publishes an event and starts every task that listens to it, in one transaction. The same id, or name and source, again is the same event.';
-grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz) to orc_api, orc_worker;
+grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz, boolean) to orc_api, orc_worker;
 
 create function orc.decide_event(verdicts jsonb) returns integer
 language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$

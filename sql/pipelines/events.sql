@@ -47,7 +47,7 @@ comment on function orc._hint_event(text, text) is 'Wakes the scheduler when a r
 -- The event and the tasks that it meets and that are to be decided: null when there are none. One look says whether
 -- anybody listens or waits: that takes 20 µs, and nothing else is done when nobody does.
 create function orc._emit(tenant text, topic text, payload jsonb, id uuid, source text, out event_id uuid, out is_new boolean, out met uuid[])
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   e orchestrator.event;
   v_is_met boolean;

@@ -62,9 +62,9 @@ comment on function orc.list_tasks(text, jsonb, uuid, integer, integer, uuid) is
   'A page of tasks, newest first, by a filter. The total is counted up to 10,000. The next page begins at next_cursor.';
 grant execute on function orc.list_tasks(text, jsonb, uuid, integer, integer, uuid) to orc_api, orc_reader;
 
-create function orc._create_task(tenant text, i jsonb) returns uuid
+create function orc._create_task(tenant text, i jsonb) returns jsonb
 language sql as $$
-  select (orc.create_task(
+  select orc.create_task(
     tenant => tenant, title => i ->> 'title', schedule_kind => i ->> 'schedule_kind', schedule_expr => i ->> 'schedule_expr',
     payload => i -> 'payload', timezone => i ->> 'timezone', description => i ->> 'description', priority => (i ->> 'priority')::integer,
     dedupe_key => i ->> 'dedupe_key', dedupe_window_seconds => (i ->> 'dedupe_window_seconds')::double precision,
@@ -76,9 +76,21 @@ language sql as $$
     starts_at => (i ->> 'starts_at')::timestamptz, ends_at => (i ->> 'ends_at')::timestamptz, queue => i ->> 'queue',
     timeout_seconds => (i ->> 'timeout_seconds')::double precision, labels => nullif(i -> 'labels', 'null'),
     instants => case when i ? 'instants' then array(select e::timestamptz from jsonb_array_elements_text(i -> 'instants') as e) end,
-    known_to => (i ->> 'known_to')::timestamptz, made_at => (i ->> 'made_at')::timestamptz) ->> 'id')::uuid
+    known_to => (i ->> 'known_to')::timestamptz, made_at => (i ->> 'made_at')::timestamptz)
 $$;
 comment on function orc._create_task(text, jsonb) is 'orc.create_task with the arguments of an object, all of which it names.';
+
+-- For callers who go by a clock that they have read a while ago: when it has been set since, their plan isn't true.
+create function orc.make_task(tenant text, task jsonb) returns jsonb
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_now constant timestamptz := orchestrator.now();
+begin
+  return case when (task ->> 'made_at')::timestamptz between v_now - interval '1 minute' and v_now then orc._create_task(tenant, task) end;
+end $$;
+comment on function orc.make_task(text, jsonb) is
+  'orc.create_task with the fields of an object (all of them). Null, and nothing is made, when its made_at isn''t of the last minute: read the clock.';
+grant execute on function orc.make_task(text, jsonb) to orc_api;
 
 -- Each row in a sub-transaction of its own: one that is refused leaves nothing, and the others stand. A request of thousands
 -- comes in parts, so that no statement meets its timeout.
@@ -96,7 +108,7 @@ begin
     nth := nth + 1;
     task := null; code := null; message := null; hint := null;
     begin
-      task := orc._create_task(tenant, i);
+      task := orc._create_task(tenant, i) ->> 'id';
     exception when others then
       get stacked diagnostics code := returned_sqlstate, message := message_text, hint := pg_exception_hint;
       if code like 'OR%' then

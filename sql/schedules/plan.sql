@@ -20,7 +20,7 @@ comment on function orc._jitter(uuid, timestamptz, interval) is 'How much later 
 create function orc._alarm(t orchestrator.task, upcoming timestamptz[], is_kept boolean) returns timestamptz
 language sql stable as $$
   select case when t.status in ('active', 'canceled') and not is_kept and upcoming <> '{}'
-         then upcoming[1] + orc._jitter(t.id, upcoming[1], t.jitter) else 'infinity' end
+         then case when t.jitter = '0' then upcoming[1] else upcoming[1] + orc._jitter(t.id, upcoming[1], t.jitter) end else 'infinity' end
 $$;
 comment on function orc._alarm(orchestrator.task, timestamptz[], boolean) is 'When a plan with these instants is acted on next.';
 
@@ -52,7 +52,7 @@ $$;
 comment on function orc._complete_tasks(text[], uuid[]) is 'Completes tasks whose rules have no more instants.';
 
 create function orc._set_alarms(tenants text[], tasks uuid[]) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_tenants text[];
   v_tasks uuid[];

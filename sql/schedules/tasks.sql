@@ -39,7 +39,8 @@ $$;
 comment on function orc._now_for(text, uuid) is 'Now, and not before what the ledger has of a task, or its rule began.';
 
 create function orc.task(tenant text, task uuid) returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_task constant jsonb := (select to_jsonb(t) - 'tenant_id' from orc.tasks t
                            where t.tenant_id = tenant and t.id = task and orc._sees(t.created_by));
@@ -54,10 +55,18 @@ comment on function orc.task(text, uuid) is 'A task as an object: its row in orc
 grant execute on function orc.task(text, uuid) to orc_api;
 
 -- A scheduler that sleeps looks each second; it is woken for what comes before that.
+create function orc._wake_scheduler(p orchestrator.plan) returns void
+language plpgsql as $$
+begin
+  if p.wants_more or p.next_at < orchestrator.now() + interval '2 seconds' then
+    perform pg_notify('orc_tasks', '');
+  end if;
+end $$;
+comment on function orc._wake_scheduler(orchestrator.plan) is 'Wakes a scheduler when a plan wants something within two seconds.';
+
 create function orc._wake_scheduler(tenant text, task uuid) returns void
 language sql as $$
-  select pg_notify('orc_tasks', '') from orchestrator.plan p
-  where p.tenant_id = tenant and p.task_id = task and (p.wants_more or p.next_at < orchestrator.now() + interval '2 seconds')
+  select orc._wake_scheduler(p) from orchestrator.plan p where p.tenant_id = tenant and p.task_id = task
 $$;
 comment on function orc._wake_scheduler(text, uuid) is 'Wakes a scheduler when a task wants something within two seconds.';
 
@@ -126,26 +135,54 @@ begin
 end $$;
 comment on function orc._read_rule(text, text) is 'The parts of the expression of an event or a condition.';
 
+create function orc._write_rule(r orchestrator.rule, out is_planned boolean)
+language plpgsql as $$
+declare
+  v_parts constant record := orc._read_rule(r.kind, r.expr);
+begin
+  insert into orchestrator.rule (tenant_id, task_id, revision, kind, expr, zone, dst_gap, dst_fold, starts_at, ends_at, from_at, topic,
+                                 is_pattern, condition, needed, span)
+  values (r.tenant_id, r.task_id, r.revision, r.kind, r.expr, r.zone, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at, r.from_at,
+          v_parts.topic, coalesce(v_parts.topic like '%*%', false), v_parts.condition, v_parts.needed, v_parts.span);
+  is_planned := orc._is_timed(r.kind) or v_parts.span is not null and v_parts.topic is null;
+end $$;
+comment on function orc._write_rule(orchestrator.rule) is 'Writes down a rule; answers whether its instants are planned.';
+
+-- With the instants that were computed already, up to `known_to`.
+create function orc._set_first_rule(t orchestrator.task, r orchestrator.rule, instants timestamptz[], known_to timestamptz) returns void
+language plpgsql as $$
+declare
+  v_is_planned constant boolean := orc._write_rule(r);
+  v_upcoming constant timestamptz[] := case when v_is_planned then array(select i from unnest(instants) as i where i > r.from_at order by i) else '{}' end;
+  v_known_to constant timestamptz := case when v_is_planned then coalesce(known_to, r.from_at) else 'infinity' end;
+  p orchestrator.plan;
+begin
+  insert into orchestrator.plan as n (tenant_id, task_id, revision, through, known_to, upcoming, next_at, wants_more)
+  values (r.tenant_id, r.task_id, r.revision, r.from_at, v_known_to, v_upcoming, orc._alarm(t, v_upcoming, false),
+          orc._wants_more(t, v_upcoming, v_known_to, null, false))
+  returning n.* into p;
+  if v_upcoming = '{}' and v_known_to = 'infinity' then
+    perform orc._complete_tasks(array[r.tenant_id], array[r.task_id]);
+  end if;
+  perform orc._wake_scheduler(p);
+end $$;
+comment on function orc._set_first_rule(orchestrator.task, orchestrator.rule, timestamptz[], timestamptz) is 'Gives a new task its rule and its plan.';
+
 -- The rule in force from now on. Instants that the old one still owes stay in the plan, and are computed up to now
 -- unless that can't be done.
 create function orc._set_rule(r orchestrator.rule, instants timestamptz[], known_to timestamptz) returns void
 language plpgsql as $$
 declare
-  v_parts constant record := orc._read_rule(r.kind, r.expr);
-  v_is_planned constant boolean := orc._is_timed(r.kind) or v_parts.span is not null and v_parts.topic is null;
+  v_is_planned boolean;
 begin
   update orchestrator.rule o set until_at = r.from_at
   where o.tenant_id = r.tenant_id and o.task_id = r.task_id and o.until_at is null;
-  insert into orchestrator.rule (tenant_id, task_id, revision, kind, expr, zone, dst_gap, dst_fold, starts_at, ends_at, from_at, topic,
-                                 is_pattern, condition, needed, span)
-  values (r.tenant_id, r.task_id, r.revision, r.kind, r.expr, r.zone, r.dst_gap, r.dst_fold, r.starts_at, r.ends_at, r.from_at,
-          v_parts.topic, coalesce(v_parts.topic like '%*%', false), v_parts.condition, v_parts.needed, v_parts.span);
-  insert into orchestrator.plan as p (tenant_id, task_id, revision, through, known_to)
-  values (r.tenant_id, r.task_id, r.revision, r.from_at, r.from_at)
-  on conflict (tenant_id, task_id) do update
+  v_is_planned := orc._write_rule(r);
+  update orchestrator.plan p
   set upcoming = array(select i from unnest(p.upcoming) as i where i <= r.from_at order by i), problem = null,
       revision = case when p.known_to >= r.from_at or orc._is_stuck(p.problem) then r.revision else p.revision end,
-      known_to = case when orc._is_stuck(p.problem) then r.from_at else least(p.known_to, r.from_at) end;
+      known_to = case when orc._is_stuck(p.problem) then r.from_at else least(p.known_to, r.from_at) end
+  where p.tenant_id = r.tenant_id and p.task_id = r.task_id;
   update orchestrator.plan p
   set known_to = case when v_is_planned then coalesce(_set_rule.known_to, p.known_to) else 'infinity' end,
       upcoming = p.upcoming || case when v_is_planned then array(select i from unnest(instants) as i where i > r.from_at order by i)
@@ -154,7 +191,7 @@ begin
   perform orc._set_alarms(array[r.tenant_id], array[r.task_id]);
   perform orc._wake_scheduler(r.tenant_id, r.task_id);
 end $$;
-comment on function orc._set_rule(orchestrator.rule, timestamptz[], timestamptz) is 'Puts a rule in force, with the instants that were computed already.';
+comment on function orc._set_rule(orchestrator.rule, timestamptz[], timestamptz) is 'Puts a new rule in force, with the instants that were computed already.';
 
 -- The pipeline of a probe: its step, and what judges the result.
 create function orc._probe_pipeline(tenant text, payload jsonb, condition text) returns uuid
@@ -197,11 +234,13 @@ comment on function orc._set_payload(orchestrator.task, jsonb, text, text) is 'W
 create function orc._check_task(t orchestrator.task) returns void
 language plpgsql as $$
 declare
-  v_other constant uuid := (
-    select o.id from orchestrator.task o
-    where o.tenant_id = t.tenant_id and o.dedupe_key = t.dedupe_key and o.dedupe_window = '0' and o.status in ('active', 'paused')
-      and o.created_by is not distinct from t.created_by and o.id is distinct from t.id and t.dedupe_window = '0');
+  v_other uuid;
 begin
+  if t.dedupe_key is not null and t.dedupe_window = '0' then
+    select o.id into v_other from orchestrator.task o
+    where o.tenant_id = t.tenant_id and o.dedupe_key = t.dedupe_key and o.dedupe_window = '0' and o.status in ('active', 'paused')
+      and o.created_by is not distinct from t.created_by and o.id is distinct from t.id;
+  end if;
   if v_other is not null then
     perform orc._conflict(format('A task with the dedupe key %L lives already', t.dedupe_key), v_other::text,
                           'change that one, or give a dedupe_window_seconds: then it is its runs that are not doubled');
@@ -276,7 +315,7 @@ begin
   returning n.* into t;
   r := row(tenant, t.id, 1, schedule_kind, schedule_expr, timezone, dst_gap, dst_fold, starts_at, ends_at,
            case schedule_kind when 'once' then v_now - t.grace else v_now end, null, null, false, null, null, null);
-  perform orc._set_rule(r, instants, known_to);
+  perform orc._set_first_rule(t, r, instants, known_to);
   perform orc._audit(tenant, 'create_task', t.id::text);
   return orc.task(tenant, t.id);
 end $$;
