@@ -36,6 +36,7 @@ from .. import (
     repeats,
     schedules,
     streams,
+    traces,
     waiting,
     web,
     wire,
@@ -257,8 +258,10 @@ async def _verb(endpoint: Endpoint, call: Call) -> Any:
 
 async def main(config: Config) -> None:
     await auth.refuse_missing_secret(config)
+    traces.setup(config, "api")
     listener = httpd.bind(config.api_host, config.port)
     api = Api(config)
     log("started", url=f"http://{config.api_host}:{listener.getsockname()[1]}", version=__version__)
     await httpd.server(build(api), config, api.drain).serve(sockets=[listener])
+    await traces.close()
     log("stopped")

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import telemetry
+from .. import telemetry, traces
 from ..errors import MethodNotAllowed, Problem, RouteNotFound
 from ..telemetry import log
 from ..wire import Reply, Stream, as_problem, encode, problem
@@ -113,9 +113,10 @@ class Shell:
         started = time.perf_counter()
         request_id = _request_id(scope)
         scope["request_id"] = request_id
-        telemetry.correlation_id.set(request_id)
         if (path := scope["path"]) != "/" and path.endswith("/"):
             scope["path"] = path.rstrip("/") or "/"
+        span = _span(scope)
+        telemetry.carry(request_id, span.traceparent)
         status = 500
 
         async def finish(message: Message) -> None:
@@ -132,6 +133,7 @@ class Shell:
                 await self.app(scope, receive, finish)
             finally:
                 _account(scope, status, time.perf_counter() - started)
+                _end(span, scope, status)
 
 
 def _request_id(scope: Scope) -> str:
@@ -140,6 +142,24 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(text):
             return text
     return str(uuid.uuid4())
+
+
+def _span(scope: Scope) -> traces.Span:
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]
+    parent = traces.received(sent) if sent else None
+    if not traces.is_on() or scope["path"] in QUIET:
+        return traces.Span(parent)
+    return traces.begin(scope["method"], parent, "server", {"http.request.method": scope["method"]})
+
+
+def _end(span: traces.Span, scope: Scope, status: int) -> None:
+    if (route := scope.get("route_path")) is not None:
+        span.rename(f"{scope['method']} {route}")
+        span.note({"http.route": route})
+    span.note({"http.response.status_code": status, "request.id": scope["request_id"]})
+    if status >= 500:
+        span.fail(str(status))
+    span.end()
 
 
 def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
@@ -159,13 +179,15 @@ def _add_headers(message: Message, request_id: str, seconds: float, limits: dict
 def _account(scope: Scope, status: int, seconds: float) -> None:
     route = scope.get("route_path", "(none)")
     method = scope["method"] if "route_path" in scope else "(any)"
-    telemetry.REQUESTS.labels(method, route, str(status)).observe(seconds)
+    telemetry.REQUESTS.labels(method, route, f"{status // 100}xx").observe(seconds)
+    telemetry.ANSWERS.labels(method, route, str(status)).inc()
+    path = route if "{token}" in route else scope["path"]  # whoever has a token may use it
     level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
     log(
         "request_answered",
         level,
         method=scope["method"],
-        path=scope["path"],
+        path=path,
         status=status,
         ms=round(seconds * 1000, 2),
     )

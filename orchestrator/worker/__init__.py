@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from .. import db
+from .. import db, traces
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
@@ -412,9 +412,11 @@ async def main(
     worker = Worker(config, options or Options())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.drain)
+    traces.setup(config, "worker")
     log("started")
     async with answer_health(health_port, lambda: worker.alive, lambda: worker.ready):
         await worker.run()
+    await traces.close()
 
 
 async def once(config: Config, options: Options | None = None) -> int:
