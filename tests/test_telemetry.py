@@ -40,6 +40,7 @@ def test_a_line_has_its_action_its_facts_and_the_correlation_id(lines: Lines) ->
         "level": "info",
         "process": "test",
         "correlation_id": "c-1",
+        "trace_id": None,
     }
 
 

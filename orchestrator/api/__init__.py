@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from .. import (
     events,
     expr,
     httpd,
+    metrics,
     openapi,
     ops,
     outbox,
@@ -50,7 +52,6 @@ from ..errors import (
     Problem,
 )
 from ..limiter import Limiter
-from ..sinks import redis
 from ..steps import listing
 from ..steps.allowed import refuse_foreign_tools
 from ..telemetry import log
@@ -88,7 +89,7 @@ class Api:
         self.pool = Pool(config, role="orc_api", application="orchestrator api")
         self.started_at = time.monotonic()
         self.draining = False
-        self.gauges = ops.Gauges()
+        self.gauges = metrics.Gauges()
         self.waiting = waiting.Waiting(self.pool)
         self.auth = auth.Authenticator(config, self.pool)
         self.limiter = Limiter(config)
@@ -97,6 +98,8 @@ class Api:
     async def redis(self) -> ops.Component:
         if not self.config.redis_url:
             return ops.Component("not configured")
+        from ..sinks import redis  # 0.2 s of imports
+
         return ops.Component("up" if await redis.is_alive(self.config.redis_url) else "down")
 
     async def pipeline_problems(self, document: Any, loc: list[str | int]) -> list[Place]:
@@ -173,8 +176,10 @@ def build(api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
 
 
 def _route(api: Api, endpoint: Endpoint) -> Route:
+    template = re.sub(r":\w+}", "}", endpoint.path)
+
     async def answer(request: Request) -> Response:
-        request.scope["route_path"] = endpoint.path
+        request.scope["route_path"] = template
         return response(await _answer(api, endpoint, request))
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=endpoint.verb)

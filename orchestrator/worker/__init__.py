@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from .. import db, traces
+from .. import db, metrics, traces
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
@@ -103,6 +103,10 @@ class Worker:
     @property
     def ready(self) -> bool:
         return self.alive and bool(self.id) and not self.hands.closing and not self.lost.is_set()
+
+    def figures(self) -> tuple[bytes, str]:
+        counts = msgspec.structs.asdict(self.counters)
+        return metrics.told("", *metrics.of_worker(self.options.slots, self.hands.taken, counts))
 
     async def run(self) -> None:
         """Until it has drained, or until there's no hope that it can."""
@@ -414,7 +418,9 @@ async def main(
         asyncio.get_running_loop().add_signal_handler(number, worker.drain)
     traces.setup(config, "worker")
     log("started")
-    async with answer_health(health_port, lambda: worker.alive, lambda: worker.ready):
+    async with answer_health(
+        health_port, lambda: worker.alive, lambda: worker.ready, worker.figures
+    ):
         await worker.run()
     await traces.close()
 
