@@ -16,11 +16,12 @@ from peers import peer, says
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as strictly,
 )
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parsed
 from test_plans import Plans, fill
 from test_work import Work
 
-from orchestrator import auth, db, metrics, telemetry
+from orchestrator import auth, db, guide, metrics, telemetry
 from orchestrator.loop import answer_health
 
 KEY = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
@@ -44,10 +45,9 @@ async def scraped(running: Running, accept: str = "") -> httpx2.Response:
 
 async def figures(running: Running) -> dict[tuple[str, ...], float]:
     """By name and labels, as at the API."""
-    families = parsed((await scraped(running)).text)
     return {
         (sample.name.removeprefix("orchestrator_"), *sample.labels.values()): sample.value
-        for family in families
+        for family in families((await scraped(running)).text)
         for sample in family.samples
     }
 
@@ -61,10 +61,14 @@ async def counted(conn: db.Connection) -> dict[str, int]:
 # What Prometheus expects
 
 
+def families(text: str) -> list[Metric]:
+    return list(parsed(text))  # type: ignore[no-untyped-call]
+
+
 def check(text: str) -> None:
     """As `promtool check metrics` looks at an exposition."""
     seen: set[str] = set()
-    for family in parsed(text):
+    for family in families(text):
         assert family.name not in seen, family.name
         seen.add(family.name)
         assert re.fullmatch(r"orchestrator_[a-z]+(_[a-z]+)*", family.name), family.name
@@ -91,7 +95,7 @@ async def test_the_exposition_is_as_prometheus_wants_it(serve: Serve, crew: Crew
     check(text)
     strict = await scraped(running, "application/openmetrics-text; version=1.0.0")
     assert strict.headers["content-type"].startswith("application/openmetrics-text")
-    names = {family.name for family in strictly(strict.text)}
+    names = {family.name for family in strictly(strict.text)}  # type: ignore[no-untyped-call]
     assert {
         "orchestrator_runs_finished", "orchestrator_queue_oldest_age_seconds",
         "orchestrator_schedule_lateness_seconds", "orchestrator_worker_slots",
@@ -104,6 +108,16 @@ async def test_every_figure_of_the_database_has_a_meaning(conn: db.Connection) -
     await db.call(conn, "register_sinks", relay="r", sinks=[{"name": "s", "takes_events": True}])
     said = {row["name"] for row in await db.call(conn, "gauges")}
     assert said == metrics.MEANING.keys()
+
+
+async def test_the_guide_names_every_metric_and_no_other(
+    serve: Serve, conn: db.Connection
+) -> None:
+    await db.call(conn, "register_sinks", relay="r", sinks=[{"name": "s", "takes_events": True}])
+    exposed = (await scraped(await serve())).text + metrics.told("", *metrics.of_worker(1, 0, {"": 0}))[0].decode()
+    found = {f"{f.name}_total" if f.type == "counter" else f.name for f in families(exposed)}
+    named = set(re.findall(r"`(orchestrator_\w+)`", guide.page("observability")))
+    assert named == found
 
 
 async def test_a_worker_says_its_own_on_its_port(crew: Crew, conn: db.Connection) -> None:
