@@ -7,7 +7,9 @@ import asyncio
 import re
 import time
 import uuid
+from functools import cache
 
+from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -176,11 +178,20 @@ def _add_headers(message: Message, request_id: str, seconds: float, limits: dict
             headers.append((raw, value.encode()))
 
 
+@cache
+def _meters(method: str, route: str, status: int) -> tuple[Histogram, Counter]:
+    return (
+        telemetry.REQUESTS.labels(method, route, f"{status // 100}xx"),
+        telemetry.ANSWERS.labels(method, route, str(status)),
+    )
+
+
 def _account(scope: Scope, status: int, seconds: float) -> None:
     route = scope.get("route_path", "(none)")
     method = scope["method"] if "route_path" in scope else "(any)"
-    telemetry.REQUESTS.labels(method, route, f"{status // 100}xx").observe(seconds)
-    telemetry.ANSWERS.labels(method, route, str(status)).inc()
+    times, answers = _meters(method, route, status)
+    times.observe(seconds)
+    answers.inc()
     path = route if "{token}" in route else scope["path"]  # whoever has a token may use it
     level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
     log(

@@ -29,7 +29,7 @@ async def called(kind: Kind, arguments: Any, context: Context) -> Any:
         with tracing.step(kind.name, context) as span:
             context.traceparent = span.traceparent
             outcome = await _called(kind, arguments, context)
-            how = tracing.came_to(span, outcome)
+            how = tracing.came_to(span, outcome, context)
             return outcome
     finally:
         tool = kind.name if kind.name in _known() else "operator"

@@ -264,10 +264,14 @@ def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
 
 def _row(run: Run, plan: Plan, context: Context) -> Outcome:
     scope = {} if plan.constant else scope_of(run, plan, context)
+    is_traced = traces.is_on()
     for move in plan.row or ():
         value = None
         if move.condition is None or move.condition.holds(scope):
-            outcome = _moved(move.tool.kind, move.tool.arguments(scope), context)
+            arguments = move.tool.arguments(scope)
+            kind = move.tool.kind
+            outcome = (_traced(kind, arguments, context) if is_traced
+                       else kind.run(arguments, context))  # fmt: skip
             if not isinstance(outcome, Done):
                 assert isinstance(outcome, Retry | Fail | Park)
                 return outcome
@@ -281,13 +285,11 @@ def _row(run: Run, plan: Plan, context: Context) -> Outcome:
     return Done()
 
 
-def _moved(kind: Kind, arguments: Any, context: Context) -> Any:
-    if not traces.is_on():
-        return kind.run(arguments, context)
+def _traced(kind: Kind, arguments: Any, context: Context) -> Outcome:
     with tracing.step(kind.name, context) as span:
         outcome = kind.run(arguments, context)
         assert isinstance(outcome, Outcome)
-        tracing.came_to(span, outcome)
+        tracing.came_to(span, outcome, context)
         return outcome
 
 

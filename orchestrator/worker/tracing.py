@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from .engine import Run, Settled
 
 
+NOTHING = Span(None)
+"""Of the many runs that no request made, where nothing is recorded: it costs nothing."""
+
+
 def begin(run: Run) -> Span:
     """Below the request that made it; else in a trace that has its id, whoever takes it up."""
+    if run.origin is None and not traces.is_on():
+        return NOTHING
     parent = run.origin[0] if run.origin else None
     if parent is not None:
         parent = traces.received([parent])  # from psql, it may be anything
@@ -41,6 +47,8 @@ def _instant(text: str) -> datetime | None:
 
 
 def end(span: Span, said: Settled) -> None:
+    if span is NOTHING:
+        return
     span.note({"orchestrator.outcome": said.outcome})
     if said.outcome == "failed":
         span.fail(str((said.error or {}).get("type", "unknown")))
@@ -55,9 +63,9 @@ def lost(span: Span) -> None:
 
 def around(run: Run, span: Span) -> contextvars.Context | None:
     """Where lines of the log say what the run belongs to; None: nowhere."""
-    correlation = run.origin[1] if run.origin else None
-    if correlation is None and span.traceparent is None:
+    if span is NOTHING:
         return None
+    correlation = run.origin[1] if run.origin else None
     context = contextvars.copy_context()
     context.run(telemetry.carry, correlation, span.traceparent)
     return context
@@ -72,7 +80,7 @@ def step(tool: str, context: Context) -> Span:
     return traces.begin(f"step {tool}", context.traceparent, facts=facts)
 
 
-def came_to(span: Span, outcome: Outcome) -> str:
+def came_to(span: Span, outcome: Outcome, context: Context) -> str:
     """How a step ended, in a word."""
     match outcome:
         case Done():
@@ -80,5 +88,5 @@ def came_to(span: Span, outcome: Outcome) -> str:
         case Park():
             return "parked"
         case Retry(type=type) | Fail(type=type):
-            span.fail(type)
+            span.fail(context.masks.text(type))
     return "failed"
