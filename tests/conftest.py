@@ -19,9 +19,6 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pytest_postgresql import factories
-from pytest_postgresql.executors.noop import NoopExecutor
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from orchestrator import api as http
 from orchestrator import db, devpg, httpd, schema
@@ -99,46 +96,48 @@ def own_server() -> Iterator[Callable[[], devpg.Cluster]]:
         yield start
 
 
+@contextmanager
+def new_database(server: devpg.Cluster, name: str, template: str = "template0") -> Iterator[str]:
+    """A database, and its end.
+
+    Its files are copied, which costs 30 ms less than to write each page to the log, too (18.6,
+    905 files; measured 2026-11-21).
+    """
+    names = sql.Identifier(name), sql.Identifier(template)
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        how = " strategy file_copy" if admin.info.server_version >= 150000 else ""
+        admin.execute(sql.SQL("create database {} template {}" + how).format(*names))
+    try:
+        yield make_conninfo(server.tcp_url, dbname=name)
+    finally:
+        with psycopg.connect(server.url, autocommit=True) as admin:
+            admin.execute(sql.SQL("drop database {} with (force)").format(names[0]))
+
+
 @pytest.fixture(scope="session")
-def postgresql_noproc(server: devpg.Cluster) -> Iterator[NoopExecutor]:
-    """The server as pytest-postgresql sees it, with an installed template database."""
-    place = {name: str(v) for name, v in conninfo_to_dict(server.tcp_url).items()}
-    executor = NoopExecutor(
-        host=place["host"], port=place["port"], user=place["user"], password=place["password"],
-        dbname="orc", options="",
-    )  # fmt: skip
-    janitor = DatabaseJanitor(
-        host=place["host"], port=place["port"], user=place["user"], password=place["password"],
-        dbname=executor.template_dbname, as_template=True,
-    )  # fmt: skip
-    with janitor:
-        asyncio.run(schema.install(make_conninfo(server.tcp_url, dbname=executor.template_dbname)))
-        yield executor
-
-
-postgresql = factories.postgresql("postgresql_noproc")
+def template(server: devpg.Cluster) -> Iterator[str]:
+    """The name of the database that tests get clones of."""
+    with new_database(server, "orc_template") as url:
+        asyncio.run(schema.install(url))
+        yield "orc_template"
 
 
 @pytest.fixture
-def database(
-    server: devpg.Cluster, postgresql: psycopg.Connection[Any], request: pytest.FixtureRequest
-) -> Iterator[str]:
+def database(server: devpg.Cluster, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a clone of the installed template. Every invariant must hold at its end."""
-    yield make_conninfo(server.tcp_url, dbname=postgresql.info.dbname)
-    if not request.node.get_closest_marker("breaks"):
-        with psycopg.connect(make_conninfo(server.url, dbname=postgresql.info.dbname)) as look:
-            broken = look.execute("select * from orc.check()").fetchall()
-        assert broken == [], f"broken invariants: {broken}"
+    with new_database(server, "orc", template) as url:
+        yield url
+        if not request.node.get_closest_marker("breaks"):
+            with psycopg.connect(make_conninfo(server.url, dbname="orc")) as look:
+                broken = look.execute("select * from orc.check()").fetchall()
+            assert broken == [], f"broken invariants: {broken}"
 
 
 @pytest.fixture
 def empty_database(server: devpg.Cluster) -> Iterator[str]:
     """The URL of a database with nothing in it."""
-    name = sql.Identifier(f"empty_{time.monotonic_ns()}")
-    with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} template template0").format(name))
-        yield make_conninfo(server.tcp_url, dbname=name.as_string().strip('"'))
-        admin.execute(sql.SQL("drop database {} with (force)").format(name))
+    with new_database(server, f"empty_{time.monotonic_ns()}") as url:
+        yield url
 
 
 @pytest.fixture

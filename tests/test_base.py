@@ -15,11 +15,9 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from conftest import Clock, Connect
+from conftest import Clock, Connect, new_database
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Json
-from pytest_postgresql.executors.noop import NoopExecutor
 
 from orchestrator import db, devpg, errors, schema
 
@@ -41,13 +39,10 @@ async def one(conn: db.Connection, statement: str, *values: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def shared_database(server: devpg.Cluster, postgresql_noproc: NoopExecutor) -> Iterator[str]:
+def shared_database(server: devpg.Cluster, template: str) -> Iterator[str]:
     """One clone for all tests here that leave nothing behind."""
-    with psycopg.connect(server.url, autocommit=True) as admin:
-        template = sql.Identifier(postgresql_noproc.template_dbname)
-        admin.execute(sql.SQL("create database shared template {}").format(template))
-        yield make_conninfo(server.tcp_url, dbname="shared")
-        admin.execute("drop database shared with (force)")
+    with new_database(server, "shared", template) as url:
+        yield url
 
 
 @pytest.fixture

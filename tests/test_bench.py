@@ -34,11 +34,15 @@ def test_steps_and_calls_of_pipelines_are_measured(capsys: pytest.CaptureFixture
 
 
 def test_how_late_tasks_start_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run(["fire_1000", "fire_single"], scale=0.05, as_json=True) == 0
+    figures = ["fire_1000", "fire_single", "tasks_100k"]
+    assert bench.run(figures, scale=0.05, as_json=True) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["fire_1000"]["at_once"] == 50
     assert 0 < said["fire_1000"]["p50"] <= said["fire_1000"]["all_within"]
     assert said["fire_single"]["samples"] == 5 and said["fire_single"]["p50"] > 0
+    crowd = said["tasks_100k"]
+    assert (crowd["tasks"], crowd["due"]) == (5000, 250)
+    assert crowd["planned_per_second"] > 0 and crowd["p50"] > 0
 
 
 def test_a_figure_that_does_not_exist_is_refused_with_those_that_do() -> None:
@@ -50,7 +54,6 @@ def test_every_figure_has_its_name() -> None:
     assert list(bench.FIGURES) == [
         "enqueue_one", "enqueue_many", "drain_1p", "drain_2p", "pickup", "drain_held_snapshot",
         "drain_backlog_1m", "drain_history_1m", "blocked_key", "fairness", "tenants_1000",
-        "list_runs_1m", "three_sets", "three_calls", "http_1000", "template_us",
-        "condition_us",
-        "fire_1000", "fire_single",
+        "list_runs_1m", "three_sets", "three_calls", "http_1000", "template_us", "condition_us",
+        "fire_1000", "fire_single", "tasks_100k",
     ]  # fmt: skip

@@ -19,13 +19,16 @@ CHECKS = ",".join([
     "unsupported_method", "use_after_free", "ignored_auth",
 ])  # fmt: skip
 
+APART = r"^/(metrics|health.*|events/stream|(runs|tasks)/[^/]+/events)$"
+"""No JSON, or a stream that has no end: test_api, test_streams and test_hostile ask those."""
+
 
 def examine(running: Running, folder: Path, *options: str) -> str:
     """The report of a run, or a failure with it. Its own process: it isn't asynchronous."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{running.url}/openapi.json",
         "--header", f"Authorization: Bearer {auth.SYSTEM_AGENT}", "--checks", CHECKS,
-        "--exclude-path-regex", "^/(metrics|health.*)$", "--request-timeout", "20", "--no-color",
+        "--exclude-path-regex", APART, "--request-timeout", "20", "--no-color",
         "--generation-database", "none", "--suppress-health-check", "all", *options,
     ]  # fmt: skip
     mine = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}

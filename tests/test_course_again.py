@@ -221,7 +221,7 @@ async def test_an_attempt_that_was_cut_off_is_made_again_and_those_before_it_cou
     worker = crew.worker(tool.kind)
     await until(lambda: len(tool.calls) == 1)
     tool.hold("a")
-    await until(lambda: tool.inside == ["a"])
+    await until(lambda: len(tool.calls) == 2 and tool.inside == ["a"])
     worker.drain()
     worker.release()
     await crew.task(worker)
@@ -392,7 +392,7 @@ async def test_a_branch_goes_on_when_its_wait_is_met_while_another_one_works(
     await until(lambda: recorded(conn, id, "p/w"))
     await answer(conn, id, kind)
     await until(lambda: "next" in tool.calls)
-    assert tool.inside == ["busy"]
+    assert "busy" in tool.inside
     tool.free()
     assert (await ends(conn, id))["state"] == "succeeded"
     assert await outcomes(conn, id) == ["succeeded"]
@@ -413,6 +413,6 @@ async def test_a_pause_beside_a_branch_that_works_ends_in_time(
     id = await start(conn, {"id": "p", "parallel": {"branches": branches}})
     crew.worker(tool.kind)
     await until(lambda: tool.calls.count("a") == 2)
-    assert tool.inside == ["busy"]
+    assert "busy" in tool.inside
     tool.free()
     assert (await ends(conn, id))["state"] == "succeeded"

@@ -543,7 +543,7 @@ async def test_steps_that_ask_nobody_outside_cost_no_round_trip(
         return await real(connection, verb, **given)
 
     monkeypatch.setattr(db, "call", counting)
-    await crew.once(tool.kind, hints=False)
+    await crew.once(tool.kind, hints=False, poll=5.0)  # no look in between
     assert (await look(conn, run))["state"] == "succeeded"
     assert asked == {"register_worker": 1, "pipelines": 1, "exchange_work": 1, "end_worker": 1}
     assert len(await steps_of(conn, run)) == 6

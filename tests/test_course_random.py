@@ -13,6 +13,7 @@ from orchestrator.config import Config
 from orchestrator.steps import Context, Done, Fail, Kind, Outcome, Retry, builtins
 from orchestrator.worker.course import Course
 from orchestrator.worker.engine import Run, Settled, compile
+from orchestrator.worker.memory import Memory
 from orchestrator.worker.news import Record
 from orchestrator.worker.watch import Group, Watch
 
@@ -168,7 +169,8 @@ class Outside:
         assert plan.broken is None, plan.broken
         run = Run("t", ID, 1, 1, 1, "p", None, None, "2026-11-21T00:00:00+00:00")
         context = Context(Config(), "t", ID, 1, 1, None, {})
-        course = Course(run, plan, context, dict(self.records), self.say, self.commit)
+        memory = Memory(run, dict(self.records), self.say)
+        course = Course(plan, context, memory, self.commit)
         said = await asyncio.wait_for(course.follow(), 5)
         assert (said.outcome == "parked") == bool(said.waiting_for)
         assert course.watch.awake == 1, "somebody was counted twice, or not at all"

@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
+import httpx2
 import msgspec
 import pytest
 import trustme
@@ -582,6 +584,19 @@ async def test_a_canceled_call_leaves_no_connection() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+        async with asyncio.timeout(2):
+            while here.writers:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_stream_that_ends_in_a_canceled_scope_leaves_no_connection() -> None:
+    """As the SDK of MCP ends its own: there every await is canceled, not only the first."""
+    async with peer(writes(HEAD + b"\r\n", b"x", for_ever=True, every=0.01)) as here:
+        transport = guard.Transport(guard.of(HERE), here.url)
+        with anyio.CancelScope() as scope:
+            answer = await transport.handle_async_request(httpx2.Request("GET", here.url))
+            scope.cancel()
+            await answer.aclose()
         async with asyncio.timeout(2):
             while here.writers:
                 await asyncio.sleep(0.001)

@@ -558,7 +558,11 @@ def place(endpoint: Endpoint, id: str | None = None) -> str:
 async def ask(victim: Victim, endpoint: Endpoint, path: str) -> httpx2.Response:
     body = b"{}" if endpoint.body is not None else None
     headers = {**KEY, **(JSON if body else {})}
-    return await victim.running.client.request(endpoint.method, path, content=body, headers=headers)
+    asked = victim.running.client.stream(endpoint.method, path, content=body, headers=headers)
+    async with asked as answer:
+        if "text/event-stream" not in answer.headers.get("content-type", ""):  # which has no end
+            await answer.aread()
+        return answer
 
 
 async def test_both_slash_forms_are_one(victim: Victim) -> None:

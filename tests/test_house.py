@@ -198,7 +198,7 @@ def without_comments(text: str) -> str:
 
 
 DEFINED = re.compile(
-    r"create\s+(?:or\s+replace\s+)?(?:function|procedure|view|table|sequence)\s+"
+    r"create\s+(?:or\s+replace\s+)?(?:function|procedure|view|table|sequence|domain)\s+"
     r"(?:if\s+not\s+exists\s+)?((?:orc|orchestrator)\.\w+)"
 )
 USED = re.compile(r"\b((?:orc|orchestrator)\.\w+)")

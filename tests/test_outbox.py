@@ -553,32 +553,50 @@ async def publish_for(serve_client: Any, seconds: float, rate: float) -> tuple[i
     return number, times
 
 
-async def killed_again_and_again(valkey: Valkey, every: float) -> None:
-    while True:
-        await asyncio.sleep(every)
+async def killed_again_and_again(valkey: Valkey, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        await asyncio.sleep(seconds / 6)
         await asyncio.to_thread(valkey.kill)
-        await asyncio.sleep(every / 2)
+        await asyncio.sleep(seconds / 12)
         await asyncio.to_thread(valkey.start)
 
 
-async def relays_killed_again_and_again(pool: db.Pool, valkey: Valkey, every: float) -> None:
-    """Two relays, of which one after the other is canceled where it stands."""
-
-    async def run() -> None:
-        one = relay.Relay(pool, [RedisStream(valkey.url)], hold="1 second")
+async def relaying(pool: db.Pool, url: str, hold: str = "10 seconds") -> None:
+    """A relay that runs until it is canceled, where it stands: nothing is given back."""
+    sink = RedisStream(url)
+    one = relay.Relay(pool, [sink], hold)
+    try:
         while True:
             if not await one.once():
                 await asyncio.sleep(0.02)
+    finally:
+        for task in one.under_way.values():
+            task.cancel()
+        await asyncio.gather(*one.under_way.values(), return_exceptions=True)
+        await sink.close()
 
-    running = [asyncio.create_task(run()) for _ in range(2)]
+
+async def ended(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def relays_killed_again_and_again(pool: db.Pool, valkey: Valkey, every: float) -> None:
+    """Two relays, of which one after the other is killed."""
+
+    def start() -> asyncio.Task[None]:
+        return asyncio.create_task(relaying(pool, valkey.url, hold="1 second"))
+
+    running = [start(), start()]
     try:
         while True:
             await asyncio.sleep(every)
-            running.append(asyncio.create_task(run()))
-            running.pop(0).cancel()
+            running.append(start())
+            await ended(running.pop(0))
     finally:
-        for task in running:
-            task.cancel()
+        await ended(*running)
 
 
 async def under_kills(
@@ -587,14 +605,11 @@ async def under_kills(
     await db.call(conn, "ensure_system_agent")
     await register(conn, "redis_stream")
     app = await serve()
-    kills = [
-        asyncio.create_task(killed_again_and_again(valkey, seconds / 6)),
-        asyncio.create_task(relays_killed_again_and_again(pool, valkey, seconds / 11)),
-    ]
-    number, _ = await publish_for(app.client, seconds, rate)
-    for kill in kills:
-        kill.cancel()
-    await asyncio.wait(kills)
+    relays = asyncio.create_task(relays_killed_again_and_again(pool, valkey, seconds / 11))
+    (number, _), _ = await asyncio.gather(
+        publish_for(app.client, seconds, rate), killed_again_and_again(valkey, seconds)
+    )
+    await ended(relays)
     await asyncio.to_thread(valkey.kill)
     await asyncio.to_thread(valkey.start)
     await conn.execute(EXPIRE)
@@ -627,14 +642,7 @@ async def test_publishing_is_not_slower_while_valkey_is_gone(
     await db.call(conn, "ensure_system_agent")
     await register(conn, "redis_stream")
     app = await serve()
-    one = relay.Relay(pool, [RedisStream(valkey.url)])
-
-    async def deliver() -> None:
-        while True:
-            if not await one.once():
-                await asyncio.sleep(0.1)
-
-    delivering = asyncio.create_task(deliver())
+    delivering = asyncio.create_task(relaying(pool, valkey.url))
     medians: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(12):
         if turn % 2:
@@ -643,6 +651,6 @@ async def test_publishing_is_not_slower_while_valkey_is_gone(
         medians[bool(turn % 2)].append(sorted(times)[len(times) // 2])
         if turn % 2:
             await asyncio.to_thread(valkey.start)
-    delivering.cancel()
+    await ended(delivering)
     gone, there = min(medians[True]), min(medians[False])
     assert gone < there * 1.1, f"{gone * 1000:.2f} ms while it is gone, {there * 1000:.2f} ms else"

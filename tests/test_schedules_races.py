@@ -14,7 +14,7 @@ import pytest
 from conftest import Clock, Connect, Make
 from crew import Crew, ends, until
 from test_races import holding, meets
-from timekeeper import Timekeeper
+from timekeeper import Timekeeper, shown
 
 from orchestrator import db
 from orchestrator.errors import Conflict
@@ -322,6 +322,25 @@ async def test_whatever_comes_at_once_each_instant_is_in_the_ledger_once(
     for task in crowd.tasks:
         await sessions[0].say("cancel", task)
     await sessions[0].tick()
+
+
+async def test_an_edit_by_a_clock_that_went_back_follows_the_edit_before_it(pair: Pair) -> None:
+    k, other = pair
+    task = await k.task(schedule_expr="*/2 * * * *", catch_up="all")
+    await k.say("pause", task)
+    await k.go("00:36")
+    await k.change(task, schedule_expr="*/3 * * * *")
+    await k.go("00:33")
+    await other.change(task, schedule_expr="*/4 * * * *")
+    await k.go("00:41")
+    await k.say("resume", task)
+    await k.tick()
+    assert list(await k.ledger(task)) == ["00:32", "00:34", "00:36", "00:40"]
+    rules = await k.ask(
+        "select * from orchestrator.rule where task_id = %s order by revision", task
+    )
+    ends = [shown(rule["until_at"]) for rule in rules if rule["until_at"]]
+    assert ends == ["00:36", "00:36"]
 
 
 # Real processes

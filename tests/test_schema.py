@@ -137,7 +137,7 @@ async def test_an_installation_takes_half_a_second_and_nothing_to_do_a_tenth_of_
         started = loop.time()
         await schema.install(empty_database)
         times.append(loop.time() - started)
-    assert installed - begun < 2  # 0.1 s on a quiet machine
+    assert installed - begun < 5  # half a second on a quiet machine
     assert min(times) < 0.2  # 0.01 s
 
 
@@ -409,8 +409,9 @@ async def callers(connect: Connect, database: str) -> AsyncIterator[list[int]]:
         await asyncio.gather(*tasks)
 
 
-async def test_sixty_swaps_of_verbs_under_load_fail_no_call(
-    database: str, connect: Connect, folder: Folder
+@pytest.mark.parametrize("swaps", [12, pytest.param(60, marks=pytest.mark.soak)])
+async def test_swaps_of_verbs_under_load_fail_no_call(
+    database: str, connect: Connect, folder: Folder, swaps: int
 ) -> None:
     folder.edit(
         "auth/functions.sql",
@@ -424,12 +425,12 @@ async def test_sixty_swaps_of_verbs_under_load_fail_no_call(
     )
     folders = [folder.path, schema.sql_folder()]
     async with callers(connect, database) as made:
-        for number in range(60):
+        for number in range(swaps):
             before = len(made)
             assert (await schema.replace_verbs(database, folder=folders[number % 2])).changed
             while len(made) == before:
                 await asyncio.sleep(0.001)
-    assert len(made) > 60
+    assert len(made) > swaps
 
 
 UNDER_WAY = """

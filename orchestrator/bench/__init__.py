@@ -25,6 +25,7 @@ from .enqueues import enqueue_many, enqueue_one
 from .figure import Bench, Figure
 from .firing import fire_1000, fire_single
 from .lists import list_runs_1m
+from .many_tasks import tasks_100k
 from .moments import blocked_key, pickup
 from .pipelines import condition_us, http_1000, template_us, three_calls, three_sets
 from .place import Place, open_place
@@ -54,6 +55,7 @@ FIGURES: dict[str, Callable[[Place], Awaitable[Figure]]] = {
         condition_us,
         fire_1000,
         fire_single,
+        tasks_100k,
     )
 }
 

@@ -38,7 +38,7 @@ async def fire_1000(place: Place) -> Figure:
             await _due(on, (await _now(on) + LEAD).replace(microsecond=0), count)
             late += await _lateness(on)
         bare = [await _bare(on.url, count) for _ in range(place.repetitions)]
-    return latency(late, bare, all_within=round(max(late), 1), at_once=count)
+    return latency(late, bare, all_within=round(max(late), 3), at_once=count)
 
 
 async def fire_single(place: Place) -> Figure:

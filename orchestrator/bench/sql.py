@@ -137,6 +137,21 @@ select count(orc.create_task(
   'bench', 'T', 'once', %s, %s, instants => array[%s], known_to => 'infinity'))
 from generate_series(1, %s)
 """
+HOURLY_TASKS = """
+select count(orc.create_task('bench', 'T', 'cron', mod(i, 60) || ' * * * *', %s))
+from generate_series(1, %s) as i
+"""
+ALL_IS_PLANNED = "select not exists (select from orchestrator.plan where wants_more) as yes"
+MAKE_DUE = """
+update orchestrator.plan p
+set upcoming = array[orchestrator.now()] || p.upcoming, next_at = orchestrator.now()
+where p.ctid = any (array(
+  select o.ctid from orchestrator.plan o
+  where o.next_at > orchestrator.now() + interval '1 minute' limit %s))
+"""
+NOTHING_IS_DUE = """
+select not exists (select from orchestrator.plan where next_at <= orchestrator.now()) as yes
+"""
 NOTHING_IS_PLANNED = """
 select not exists (select from orchestrator.plan where next_at < 'infinity')
    and not exists (select from orchestrator.due_work) as yes

@@ -50,6 +50,7 @@ def _process(name: str, **options: Any) -> None:
         watch.cancel()
 
     gc.freeze()  # what was imported is here to stay: collections needn't look at it
+    gc.set_threshold(700, 10, 50)  # else a look at all that a worker has in hand is a tenth of it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 

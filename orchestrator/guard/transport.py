@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import anyio
 import httpcore2
 import httpx2
 
@@ -56,4 +57,5 @@ class Stream(httpx2.AsyncByteStream):
     async def aclose(self) -> None:
         if self.is_open:
             self.is_open = False
-            await self.guard.end(self.connection, self.response)
+            with anyio.CancelScope(shield=True):  # a scope cancels every await in it
+                await self.guard.end(self.connection, self.response)

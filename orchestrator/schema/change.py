@@ -50,6 +50,8 @@ set local search_path = pg_catalog;
 set local timezone = 'UTC';
 """
 
+REPLACED = f"replaced the verbs by those of version {__version__}"
+
 NO_LOCK = (pg.LockNotAvailable, pg.DeadlockDetected)
 
 LOST_RACES = (*NO_LOCK, pg.UniqueViolation, pg.DuplicateObject, pg.InternalError_)
@@ -213,6 +215,8 @@ async def apply_migrations(connection: Connection, library: Library, report: Rep
             await _apply(connection, library, batch)
         for one in batch:
             report.add(f"applied migration {one.name}")
+        if batch and batch[0].breaking:
+            report.add(REPLACED)
 
     while left:
         await patiently(connection, change)
@@ -250,7 +254,7 @@ async def swap_verbs(connection: Connection, library: Library, report: Report) -
             await connection.execute("set local role orc_owner")
             await _make_room(connection, library)
             await _fill(connection, library)
-        report.add(f"replaced the verbs by those of version {__version__}")
+        report.add(REPLACED)
 
     await patiently(connection, change)
 

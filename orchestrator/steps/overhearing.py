@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from ..secrets import LARGEST, hidden
 
@@ -30,12 +30,12 @@ class Heard:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
         self.left_out = 0
-        self._rest = {"stdout": "", "stderr": ""}
+        self._rest: dict[str, str] = {}  # of each stream, what has no end of line yet
         self._lock = threading.Lock()
 
     def write(self, stream: str, text: str) -> None:
         with self._lock:
-            *lines, rest = (self._rest[stream] + text).split("\n")
+            *lines, rest = (self._rest.get(stream, "") + text).split("\n")
             for line in lines:
                 self._keep(stream, line)
             self._rest[stream] = rest[:LOOKED_AT]
@@ -54,7 +54,7 @@ class Heard:
         with self._lock:
             for stream, rest in self._rest.items():
                 self._keep(stream, rest)
-            self._rest = {"stdout": "", "stderr": ""}
+            self._rest = {}
             lines, self.lines = self.lines, []
             if self.left_out:
                 facts = {"lines": self.left_out}
@@ -82,9 +82,15 @@ class _Bytes(io.RawIOBase):
 class Ear(io.TextIOBase):
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name, self.stream = name, stream
-        self.buffer = _Bytes(self)
 
     encoding = "utf-8"
+
+    @property
+    def buffer(self) -> _Bytes:
+        return _Bytes(self)
+
+    def close(self) -> None:
+        """Others print to it, too."""
 
     def writable(self) -> bool:
         return True
@@ -106,6 +112,8 @@ class Ear(io.TextIOBase):
 
 _lock = threading.Lock()
 _calls = 0
+_ears: dict[str, Ear] = {}
+"""Kept between calls: making one is dearer than a call of a function that does nothing."""
 
 
 @contextmanager
@@ -115,8 +123,8 @@ def overheard(heard: Heard) -> Iterator[None]:
     with _lock:
         _calls += 1
         if _calls == 1:
-            sys.stdout = cast(TextIO, Ear("stdout", sys.stdout))
-            sys.stderr = cast(TextIO, Ear("stderr", sys.stderr))
+            sys.stdout = _ear("stdout", sys.stdout)
+            sys.stderr = _ear("stderr", sys.stderr)
     token = whose.set(heard)
     try:
         yield
@@ -126,6 +134,15 @@ def overheard(heard: Heard) -> Iterator[None]:
             _calls -= 1
             if _calls == 0:
                 _give_back()
+
+
+def _ear(name: str, stream: Any) -> Any:
+    """The one that hears what goes to the stream, unless that is one already."""
+    if isinstance(stream, Ear):
+        return stream
+    if name not in _ears or _ears[name].stream is not stream:
+        _ears[name] = Ear(name, stream)
+    return _ears[name]
 
 
 def _give_back() -> None:

@@ -40,9 +40,10 @@ async def run(call: Call, context: Context) -> Outcome:
     context.calls.append(job)
     try:
         answer: Outcome = await job.answer
-        return answer
     finally:
         context.lines += heard.end()
+    context.calls.remove(job)
+    return answer
 
 
 def _overheard(call: Call, context: Context, heard: Heard) -> Outcome:

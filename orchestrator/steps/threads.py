@@ -22,7 +22,7 @@ class Job:
     """A call, from its place in the queue to its answer."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
+        self.work: Callable[[], Any] | None = work
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self.is_over = False
@@ -32,9 +32,8 @@ class Job:
         return not self.is_over
 
     def run(self) -> None:
-        outcome = None
-        if not self.answer.cancelled():
-            outcome = self.work()
+        work, self.work = self.work, None  # what it knows of may know the job
+        outcome = work() if work and not self.answer.cancelled() else None
         self.is_over = True
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self._give, outcome)

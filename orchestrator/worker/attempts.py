@@ -15,6 +15,7 @@ from . import veil
 from .engine import Broken, Unknown, failure
 from .frame import Frame
 from .reader import Reader
+from .watch import Work
 
 PATIENCE_SECONDS = 5.0
 """A longer pause between two attempts of a step holds no worker, if nothing else is at work."""
@@ -24,13 +25,12 @@ LONGEST = 1e8
 
 class Attempts(Reader):
     @abstractmethod
-    async def _body(self, step: Step, frame: Frame, place: str) -> Any: ...
+    def _body(self, step: Step, frame: Frame, place: str) -> Work: ...
 
     async def _attempts(self, step: Step, frame: Frame, place: str) -> Any:
-        self._forget(place)
-        failed = self._remember(place, frame.turn)
+        failed = self.memory.remember(place, frame.turn)
         if self.context.vault:  # what is on record shows no secrets
-            self.given.pop(place, None)
+            self.memory.given.pop(place, None)
         attempt = step.retry.attempts - failed["left"] if failed else 0
         try:
             while True:
@@ -42,7 +42,7 @@ class Attempts(Reader):
                 if "value" in failed:
                     return failed["value"]
         finally:
-            self._forget(place)
+            self.memory.forget(place)
 
     async def _attempt(self, step: Step, frame: Frame, place: str, number: int) -> dict[str, Any]:
         """Its value; or how it failed, if it is to be tried again."""
@@ -57,7 +57,7 @@ class Attempts(Reader):
         if left <= 0 or self.is_replay or not self._worth_it(step, frame, broken):
             if isinstance(step.body, Use):
                 state = "unknown" if isinstance(broken, Unknown) else "failed"
-                self._record(place, state, self.tries[place], error=broken.error)
+                self.memory.record(place, state, self.memory.tries[place], error=broken.error)
             raise broken
         return self._to_be_tried_again(step, frame, place, broken, left)
 
@@ -68,11 +68,11 @@ class Attempts(Reader):
         own = step.retry.delay_after(step.retry.attempts - left, random.random())
         again_at = self.waits.now() + timedelta(seconds=min(max(wish or 0, own), LONGEST))
         how = {"left": left, "turn": frame.turn, "again_at": again_at.isoformat()}
-        self.failures[place] = error = broken.error | how
+        self.memory.failures[place] = error = broken.error | how
         more = {}
-        if place in self.given and not self._has_intent(step):
-            more = {"arguments": veil.shown(self.given[place], self.context)}
-        self._record(place, "failed", self.tries[place] or 1, error=error, **more)
+        if place in self.memory.given and not self._has_intent(step):
+            more = {"arguments": veil.shown(self.memory.given[place], self.context)}
+        self.memory.record(place, "failed", self.memory.tries[place] or 1, error=error, **more)
         return error
 
     async def _pause(self, place: str, again_at: str) -> None:

@@ -36,7 +36,6 @@ from .calls import kept
 from .engine import (
     Broken,
     Plan,
-    Run,
     Settled,
     Tool,
     Unknown,
@@ -47,10 +46,10 @@ from .engine import (
 )
 from .frame import Frame
 from .limits import WHOLE
-from .memory import NO_PAST, Past
+from .memory import Memory
 from .news import Record
 from .values import Desk, within
-from .watch import Group
+from .watch import Group, Work
 
 MOST_ITEMS = 10_000
 AFTERMATH_SECONDS = 30.0
@@ -60,17 +59,14 @@ AFTERMATH_SECONDS = 30.0
 class Course(Attempts):
     def __init__(
         self,
-        run: Run,
         plan: Plan,
         context: Context,
-        records: dict[str, Record],
-        say: Callable[[Record], None],
+        memory: Memory,
         commit: Callable[[Record], Coroutine[Any, Any, None]],
         callback_key: bytes = b"",
-        past: Past = NO_PAST,
         desk: Desk | None = None,
     ) -> None:
-        super().__init__(run, plan, context, records, say, callback_key, past, desk)
+        super().__init__(plan, context, memory, callback_key, desk)
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
         self.weighed: set[str] = set()  # calls whose outcome nobody knew
@@ -78,12 +74,13 @@ class Course(Attempts):
     # Life
 
     async def follow(self) -> Settled:
-        if self.past.is_canceled:
+        if self.memory.past.is_canceled:
             return await self._only_finally()
         main = asyncio.create_task(self._main())
+        main.add_done_callback(self.watch.stir)
         try:
             while not (main.done() or self.watch.all_sleep):
-                await asyncio.wait((main, self.watch.quiet), return_when=asyncio.FIRST_COMPLETED)
+                await self.watch.quiet
             if main.done():
                 said = main.result()
             else:
@@ -127,19 +124,19 @@ class Course(Attempts):
         whole = self.plan.pipeline
         try:
             self.scope = scope_of(self.run, self.plan, self.context)
-            self._recall(WHOLE)
+            self.memory.recall(WHOLE)
             limit = self._whole_limit()
             await self._within(limit, self._list(whole.steps, Frame(self.scope)))
             said.output = await self._output(self.scope)
             if limit and whole.finally_:
-                self._record(WHOLE, "succeeded", 1)  # what comes after it has time
+                self.memory.record(WHOLE, "succeeded", 1)  # what comes after it has time
         except Exception as error:
             broken = failure(self.run, error)
             said = settled(self.run, broken.outcome, self.context, broken.error)
             if said.retry and self.run.attempt < self.run.max_attempts:
                 return said  # it isn't the end
             if whole.on_error or whole.finally_:
-                self._caught_at(WHOLE, broken)
+                self.memory.caught_at(WHOLE, broken)
             await self._aftermath(whole.on_error, "on_error", said.error)
         await self._aftermath(whole.finally_, "finally", said.error)
         return said
@@ -196,8 +193,8 @@ class Course(Attempts):
         frame.scope["state"][step.id] = state
         value: Any = None
         try:
-            if self.records:
-                self._recall(frame.place + step.id)
+            if self.memory.records:
+                self.memory.recall(frame.place + step.id)
             await self._bring(step, frame)
             if step.condition is not None and not step.condition.holds(frame.scope):
                 state["status"] = "skipped"
@@ -221,21 +218,21 @@ class Course(Attempts):
     async def _caught(self, step: Step, frame: Frame, broken: Broken) -> Any:
         catch = step.catch
         if catch and (catch.errors is None or broken.error["type"] in catch.errors):
-            self._caught_at(frame.place + step.id, broken)
+            self.memory.caught_at(frame.place + step.id, broken)
             inside = frame.round(f"{frame.place}{step.id}", error=broken.error)
             return await self._list(catch.steps, inside)
         if step.continue_on_error:
-            self._caught_at(frame.place + step.id, broken)
+            self.memory.caught_at(frame.place + step.id, broken)
             return None
         raise broken
 
-    async def _times(self, step: Step, frame: Frame) -> Any:
+    def _times(self, step: Step, frame: Frame) -> Work:
         place = frame.place + step.id
         if step.each is not None:
-            return await self._each(step, step.each, frame, place)
+            return self._each(step, step.each, frame, place)
         if step.loop is not None:
-            return await self._loop(step, step.loop, frame, place)
-        return await self._attempts(step, frame, place)
+            return self._loop(step, step.loop, frame, place)
+        return self._attempts(step, frame, place)
 
     async def _each(self, step: Step, each: Each, frame: Frame, place: str) -> list[Any]:
         items = each.items.render(frame.scope)
@@ -265,11 +262,11 @@ class Course(Attempts):
 
     async def _item(self, step: Step, each: Each, frame: Frame, place: str) -> Any:
         try:
-            self._recall(place)
+            self.memory.recall(place)
             return await self._attempts(step, frame, place)
         except Broken as broken:
             if each.max_failures:
-                self._caught_at(place, broken)
+                self.memory.caught_at(place, broken)
             raise
 
     async def _loop(self, step: Step, loop: Loop, frame: Frame, place: str) -> Any:
@@ -289,10 +286,13 @@ class Course(Attempts):
 
     # Bodies
 
-    async def _body(self, step: Step, frame: Frame, place: str) -> Any:
+    def _body(self, step: Step, frame: Frame, place: str) -> Work:
+        if isinstance(step.body, Use):
+            return self._use(step, frame, place)
+        return self._inside(step, frame, place)
+
+    async def _inside(self, step: Step, frame: Frame, place: str) -> Any:
         match step.body:
-            case Use():
-                return await self._use(step, frame, place)
             case Block(steps=steps):
                 value = await self._list(steps, frame.inside(place))
             case Parallel(branches=branches, mode="race"):
@@ -306,17 +306,17 @@ class Course(Attempts):
                         value = await self._list(case.steps, frame.inside(place))
                         break
             case Wait():
-                if self.is_replay and not self._has_succeeded(place):
+                if self.is_replay and not self.memory.has_succeeded(place):
                     await self.watch.for_ever()
                 value = await self.waits.wait(step.body, frame.scope, place)
         return await self._shaped(step, frame, value)
 
     async def _race(self, branches: dict[str, Steps], frame: Frame, place: str) -> Any:
         """Run again, another branch might win: who won is recorded."""
-        if (record := self.records.get(place)) is not None and record["state"] == "succeeded":
-            return record["output"]
+        if self.memory.has_succeeded(place):
+            return self.memory.records[place]["output"]
         value = await self._whole(await self._parallel(branches, True, frame.inside(place)))
-        self._record(place, "succeeded", 1, output=self._kept(value))
+        self.memory.record(place, "succeeded", 1, output=self._kept(value))
         return value
 
     async def _parallel(self, branches: dict[str, Steps], is_race: bool, frame: Frame) -> Any:
@@ -337,39 +337,34 @@ class Course(Attempts):
     # Tools
 
     async def _use(self, step: Step, frame: Frame, place: str) -> Any:
-        tool = self.plan.tools[step.path]
-        record = self.records.get(place)
+        tool, memory, state = self.plan.tools[step.path], self.memory, frame.scope["state"][step.id]
+        record = memory.records.get(place)
         if record is not None and record["state"] == "succeeded":
-            output = record["output"]
-            frame.scope["state"][step.id]["cached"] = bool(record.get("cached"))
+            output, state["cached"] = record["output"], bool(record.get("cached"))
             return await self._shaped(step, frame, output) if tool.kind.records_itself else output
         if self.is_replay and tool.kind.recorded:
             await self.watch.for_ever()
-        self.tries[place] = attempt = self.tries[place] + 1
-        if place not in self.given:
+        memory.tries[place] = attempt = memory.tries[place] + 1
+        if place not in memory.given:
             await self._bring(step, frame, within)
-            self.given[place] = tool.template.render(frame.scope)
-        given = self.given[place]
-        arguments = await veil.arguments(tool, given, self.context)
+            memory.given[place] = tool.template.render(frame.scope)
+        arguments = await veil.arguments(tool, memory.given[place], self.context)
         is_open = record is not None and record["state"] in ("started", "unknown")
         if is_open and place not in self.weighed:
             self.weighed.add(place)
             await self._weigh_unknown(step, tool, place)
         cache = self._cache(step, tool, arguments, frame)
-        if found := await self._recalled(cache, place, attempt, frame.scope["state"][step.id]):
+        if cache and (found := await self._recalled(cache, place, attempt, state)):
             return found[0]
         context = msgspec.structs.replace(
             self.context,
             key=str(uuid5(UUID(self.run.id), place)),
-            record=self._said(place, "succeeded", attempt),
+            record=memory.said(place, "succeeded", attempt),
             seconds=step.timeout.attempt,
             events=[],
         )
         if self._has_intent(step):
-            shown = given if self.context.vault else arguments
-            more = {"arguments": kept(veil.shown(shown, self.context), "arguments")}
-            before = self.failures.get(place)  # it says how many attempts are left
-            await self.commit(self._said(place, "started", attempt, error=before, **more))
+            await self._intend(place, attempt, arguments)
         began = time.monotonic()
         outcome = await veil.called(tool.kind, arguments, context)
         if isinstance(outcome, Park):
@@ -378,14 +373,22 @@ class Course(Attempts):
         if not isinstance(outcome, Done):
             raise Broken(outcome)
         if tool.kind.records_itself:
-            self.records[place] = self._said(place, "succeeded", attempt, output=outcome.value)
+            memory.records[place] = memory.said(place, "succeeded", attempt, output=outcome.value)
         value = await self._shaped(step, frame, outcome.value)
         if tool.kind.recorded and not tool.kind.records_itself:
-            with_it: dict[str, Any] = {"events": context.events} if context.events else {}
-            with_it |= {"cache": cache} if cache else {}
+            more: dict[str, Any] = {"events": context.events} if context.events else {}
+            more |= {"cache": cache} if cache else {}
             seconds = time.monotonic() - began
-            self._record(place, "succeeded", attempt, output=value, seconds=seconds, **with_it)
+            memory.record(place, "succeeded", attempt, output=value, seconds=seconds, **more)
         return value
+
+    async def _intend(self, place: str, attempt: int, arguments: Any) -> None:
+        """Returns when it is durable that this call will be made."""
+        memory = self.memory
+        shown = memory.given[place] if self.context.vault else arguments
+        said = {"arguments": kept(veil.shown(shown, self.context), "arguments")}
+        before = memory.failures.get(place)  # it says how many attempts are left
+        await self.commit(memory.said(place, "started", attempt, error=before, **said))
 
     async def _weigh_unknown(self, step: Step, tool: Tool, place: str) -> None:
         """A crash came between its call and its record: nobody knows what it did."""

@@ -17,7 +17,7 @@ from ..traces import Span
 from . import tracing
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
-from .memory import NO_PAST, Past
+from .memory import NO_PAST, Memory, Past
 from .news import Durable, News, Record, Said, packed
 from .values import Desk
 from .veil import veil_end, veil_record
@@ -127,9 +127,9 @@ class Hands:
             return
         if run.id in self.running:  # under a lease that is stale, then
             self._lose(run.id)
-        say, commit = partial(self._record, context), partial(self._commit, context)
-        key, desk = self.callback_key, self.desk
-        course = Course(run, plan, context, records, say, commit, key, past, desk)
+        memory = Memory(run, records, partial(self._record, context), past)
+        commit = partial(self._commit, context)
+        course = Course(plan, context, memory, commit, self.callback_key, self.desk)
         self.courses[run.id] = course
         task = asyncio.create_task(course.follow(), context=around)
         self.running[run.id] = (run, task)
@@ -242,7 +242,7 @@ class Hands:
     def cancel(self, runs: list[str]) -> None:
         """Once each, however often it is told: a second time would end what runs at its end."""
         for id in runs:
-            if id not in self.running or self.courses[id].past.is_canceled:
+            if id not in self.running or self.courses[id].memory.past.is_canceled:
                 continue
             if not self.running[id][1].cancelling():
                 self.running[id][1].cancel("canceled")

@@ -4,7 +4,6 @@ a limit that may outlast a claim counts from what is on record."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,12 +11,11 @@ import msgspec
 
 from ..pipelines.document import Step, Use, Wait
 from ..steps import Fail, Retry
-from .engine import Broken, Plan, Run
+from .engine import Broken, Plan
 from .frame import Frame
-from .memory import Memory, Past
-from .news import Record
+from .memory import Memory
 from .waits import Waits
-from .watch import Watch
+from .watch import Watch, Work
 
 WHOLE = "/"
 """The place of the run itself: no step can have it."""
@@ -36,33 +34,26 @@ def limit_of(seconds: float, since: datetime) -> Limit:
     return Limit(since + timedelta(seconds=seconds), late)
 
 
-class Limits(Memory):
-    def __init__(
-        self,
-        run: Run,
-        plan: Plan,
-        records: dict[str, Record],
-        say: Callable[[Record], None],
-        callback_key: bytes,
-        past: Past,
-    ) -> None:
-        super().__init__(run, records, say, past)
+class Limits:
+    def __init__(self, plan: Plan, memory: Memory, callback_key: bytes) -> None:
+        self.run = memory.run
         self.plan = plan
+        self.memory = memory
         self.watch = Watch()
-        self.waits = Waits(run, records, self.watch, self._record, callback_key)
+        self.waits = Waits(memory, self.watch, callback_key)
         self.is_replay = False  # what isn't on record doesn't begin
 
     def _whole_limit(self) -> Limit | None:
         """The pipeline's timeout is of all attempts of the run, the run's own of each."""
-        if self._has_succeeded(WHOLE):
+        if self.memory.has_succeeded(WHOLE):
             return None
-        now, past = self.waits.now(), self.past
-        limits = []
+        past, limits = self.memory.past, []
         if (whole := self.plan.pipeline.timeout) is not None:
             late = Fail("timeout", f"longer than {whole:g} s")
-            limits.append(Limit((past.began_at or now) + timedelta(seconds=whole), late))
+            since = past.began_at or self.waits.now()
+            limits.append(Limit(since + timedelta(seconds=whole), late))
         if (own := self.run.timeout) is not None:
-            limits.append(limit_of(own, past.attempt_began_at or now))
+            limits.append(limit_of(own, past.attempt_began_at or self.waits.now()))
         return min(limits, key=lambda limit: limit.until, default=None)
 
     def _total_limit(self, step: Step, frame: Frame) -> Limit | None:
@@ -81,21 +72,22 @@ class Limits(Memory):
 
     def _lasting_limit(self, mark: str, place: str, seconds: float, turn: str) -> Limit | None:
         """It is on record, as it goes on while the run is parked, or nobody has it."""
-        if self.is_replay or self._has_succeeded(place) or self._has_succeeded(mark):
+        if self.is_replay or self.memory.has_succeeded(place) or self.memory.has_succeeded(mark):
             return None
-        output = self._of_this_try(mark).get("output") or {}
-        if mark not in self.tries and output.get("turn") == turn:
+        output = self.memory.of_this_try(mark).get("output") or {}
+        if mark not in self.memory.tries and output.get("turn") == turn:
             until = datetime.fromisoformat(output["until"])
         else:
             until = self.waits.now() + timedelta(seconds=seconds)
             output = {"until": until.isoformat(), "turn": turn}
-            self._record(mark, "waiting", self.tries[mark] + 1, output=output)
-        self.tries[mark] += 1
+            self.memory.record(mark, "waiting", self.memory.tries[mark] + 1, output=output)
+        self.memory.tries[mark] += 1
         return Limit(until, limit_of(seconds, until).late, mark)
 
-    async def _within(self, limit: Limit | None, work: Coroutine[Any, Any, Any]) -> Any:
-        if limit is None or self.is_replay:
-            return await work
+    def _within(self, limit: Limit | None, work: Work) -> Work:
+        return work if limit is None or self.is_replay else self._limited(limit, work)
+
+    async def _limited(self, limit: Limit, work: Work) -> Any:
         left = self.waits.left(limit.until)
         if left <= 0:
             work.close()
@@ -110,6 +102,6 @@ class Limits(Memory):
             raise Broken(limit.late) from None
         finally:
             self.waits.limits.remove(limit.until)
-        if limit.mark and not self._has_succeeded(limit.mark.rpartition(":")[0]):
-            self._record(limit.mark, "succeeded", 1)
+        if limit.mark and not self.memory.has_succeeded(limit.mark.rpartition(":")[0]):
+            self.memory.record(limit.mark, "succeeded", 1)
         return value

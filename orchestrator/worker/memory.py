@@ -30,8 +30,14 @@ NO_PAST = Past()
 
 
 class Memory:
+    """Nothing in it knows the course, so a run that has ended leaves nothing to the collector."""
+
     def __init__(
-        self, run: Run, records: dict[str, Record], say: Callable[[Record], None], past: Past
+        self,
+        run: Run,
+        records: dict[str, Record],
+        say: Callable[[Record], None],
+        past: Past = NO_PAST,
     ) -> None:
         self.run = run
         self.records = records  # by place; of those that are over, also of this claim
@@ -41,31 +47,31 @@ class Memory:
         self.failures: dict[str, Error] = {}  # of steps that are being tried again
         self.given: dict[str, Any] = {}  # to tools: another attempt is given the same
 
-    def _recall(self, place: str) -> None:
+    def recall(self, place: str) -> None:
         """A failure that was caught stays one: its step is over, as one that has succeeded."""
         record = self.records.get(place)
         error = record.get("error") if record is not None else None
         if error is not None and error.get("caught"):
             raise Broken(Fail(error["type"], error["message"]), error.get("step"))
 
-    def _caught_at(self, place: str, broken: Broken) -> None:
+    def caught_at(self, place: str, broken: Broken) -> None:
         if place not in self.records or not (self.records[place].get("error") or {}).get("caught"):
             state = "unknown" if isinstance(broken, Unknown) else "failed"
             error = {**broken.error, "caught": True}
-            self._record(place, state, self.tries[place] or 1, error=error)
+            self.record(place, state, self.tries[place] or 1, error=error)
 
-    def _has_succeeded(self, place: str) -> bool:
+    def has_succeeded(self, place: str) -> bool:
         record = self.records.get(place)
         return record is not None and record["state"] == "succeeded"
 
-    def _of_this_try(self, place: str) -> Record:
+    def of_this_try(self, place: str) -> Record:
         record = self.records.get(place) or {}
         return record if (record.get("epoch") or 0) > self.past.tried else {}
 
-    def _remember(self, place: str, turn: str) -> Error:
+    def remember(self, place: str, turn: str) -> Error:
         """How its last attempt failed, if there are to be others: `left` of them, not before
         `again_at`. One that a crash cut off isn't counted."""
-        record = self._of_this_try(place)
+        record = self.of_this_try(place)
         error: Error = record.get("error") or {}
         if "left" not in error or error["turn"] != turn:
             error = {}
@@ -77,17 +83,19 @@ class Memory:
             self.failures[place] = error
         return error
 
-    def _forget(self, place: str) -> None:
+    def forget(self, place: str) -> None:
         self.given.pop(place, None)
         self.failures.pop(place, None)
 
-    def _said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
+    def said(self, place: str, state: str, attempt: int, **more: Any) -> Record:
         run = self.run
-        where = {"tenant": run.tenant, "run": run.id, "epoch": run.epoch, "step": place}
-        return {**where, "state": state, "attempt": attempt, **more}
+        return {
+            "tenant": run.tenant, "run": run.id, "epoch": run.epoch,
+            "step": place, "state": state, "attempt": attempt, **more,
+        }  # fmt: skip
 
-    def _record(self, place: str, state: str, attempt: int, **more: Any) -> None:
-        record = self._said(place, state, attempt, **more)
+    def record(self, place: str, state: str, attempt: int, **more: Any) -> None:
+        record = self.said(place, state, attempt, **more)
         if state == "succeeded" or (more.get("error") or {}).get("caught"):
             self.records[place] = record  # it stays so when what is around it is tried again
         self.say(record)

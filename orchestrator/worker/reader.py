@@ -10,10 +10,10 @@ import msgspec
 from ..pipelines.document import Step
 from ..steps import Context, Fail
 from .calls import kept
-from .engine import Broken, Plan, Run, Tool
+from .engine import Broken, Plan, Tool
 from .frame import Frame
 from .limits import Limits
-from .memory import Past
+from .memory import Memory
 from .news import Record
 from .values import Desk, Names, Values, beside, named
 
@@ -21,18 +21,15 @@ from .values import Desk, Names, Values, beside, named
 class Reader(Limits):
     def __init__(
         self,
-        run: Run,
         plan: Plan,
         context: Context,
-        records: dict[str, Record],
-        say: Callable[[Record], None],
+        memory: Memory,
         callback_key: bytes,
-        past: Past,
         desk: Desk | None,
     ) -> None:
-        super().__init__(run, plan, records, say, callback_key, past)
+        super().__init__(plan, memory, callback_key)
         self.context = context
-        self.values = Values(run.tenant, run.id, records, desk)
+        self.values = Values(self.run.tenant, self.run.id, memory.records, desk)
 
     async def _bring(
         self, step: Step, frame: Frame, what: Callable[[Step], Names] = beside
@@ -86,11 +83,11 @@ class Reader(Limits):
         return msgspec.convert(shown, type(arguments))
 
     async def _recalled(
-        self, cache: Record | None, place: str, attempt: int, state: dict[str, Any]
+        self, cache: Record, place: str, attempt: int, state: dict[str, Any]
     ) -> list[Any]:
         """The value that serves still; its step is recorded with it."""
-        found = await self.values.cached(cache["tool"], cache["key"]) if cache else []
+        found = await self.values.cached(cache["tool"], cache["key"])
         if found:
-            self._record(place, "succeeded", attempt, output=found[0], cached=True)
+            self.memory.record(place, "succeeded", attempt, output=found[0], cached=True)
             state["cached"] = True
         return found

@@ -14,6 +14,7 @@ from ..steps import Context, Done, Fail, Kind, Park, Retry, words
 from ..telemetry import log
 from . import calls
 from .engine import Broken, Settled, Tool, converted
+from .watch import Work
 
 
 async def arguments(tool: Tool, given: Any, context: Context) -> Any:
@@ -38,9 +39,13 @@ def shown(given: Any, context: Context) -> Any:
     return given if context.vault is None else context.vault.shown(given)
 
 
-async def called(kind: Kind, given: Any, context: Context) -> Any:
+def called(kind: Kind, given: Any, context: Context) -> Work:
     if context.vault is None:
-        return await calls.called(kind, given, context)
+        return calls.called(kind, given, context)
+    return _called(kind, given, context)
+
+
+async def _called(kind: Kind, given: Any, context: Context) -> Any:
     try:
         return veiled(await calls.called(kind, given, context), context.masks)
     except Exception as error:

@@ -30,7 +30,8 @@ from ..pipelines.document import (
     Wait,
 )
 from ..steps import Fail, Park
-from .engine import Broken, Run, Unknown
+from .engine import Broken, Unknown
+from .memory import Memory
 from .news import Record
 from .watch import Watch
 
@@ -40,24 +41,16 @@ INDEX = re.compile(r"\[\d+\]")
 
 
 class Waits:
-    def __init__(
-        self,
-        run: Run,
-        records: dict[str, Record],
-        watch: Watch,
-        record: Callable[..., None],
-        key: bytes = b"",
-    ) -> None:
-        self.run = run
-        self.records = records
+    def __init__(self, memory: Memory, watch: Watch, key: bytes = b"") -> None:
+        self.run = memory.run
+        self.memory = memory
         self.watch = watch
-        self.record = record
         self.key = key
         self.asleep: dict[str, Park] = {}
         self.ears: dict[str, asyncio.Future[Record]] = {}  # of waits that may be met meanwhile
         self.stands: dict[str, dict[str, Any]] = {}  # with how far events were looked at
         self.limits: list[datetime] = []  # of what is being done
-        self.any = any(record.get("wait") for record in records.values())
+        self.any = any(record.get("wait") for record in memory.records.values())
 
     # Times
 
@@ -101,12 +94,12 @@ class Waits:
     ) -> Record:
         """The wait as it ended. It is registered the first time, and asked for every time."""
         self.any = True
-        record = self.records.get(place) or {}
+        record = self.memory.records.get(place) or {}
         state = "unknown" if asked["kind"] == "unknown" else "waiting"
         found = record.get("wait") if record.get("state") in (None, "failed", state) else None
         if found is None:
             reached = {**asked, "reached": time.monotonic()}
-            self.record(place, state, 1, wait=reached, error=record.get("error"))
+            self.memory.record(place, state, 1, wait=reached, error=record.get("error"))
         self.stands[place] = {}
         try:
             while found is None or (answer := self._answer(found, place, fits)) is None:
@@ -145,7 +138,7 @@ class Waits:
     # Waits of the language
 
     async def wait(self, wait: Wait, scope: Scope, place: str) -> Any:
-        record = self.records.get(place)
+        record = self.memory.records.get(place)
         if record is not None and record["state"] == "succeeded":
             return record["output"]
         if isinstance(wait.what, Sleep | Until):
@@ -157,10 +150,10 @@ class Waits:
         try:
             value = _value(wait, met)
         except Broken as broken:
-            self.record(place, "failed", 1, error=broken.error)
+            self.memory.record(place, "failed", 1, error=broken.error)
             raise
         chosen = {"wait": {"event": met["event"]["id"]}} if "event" in met else {}
-        self.record(place, "succeeded", 1, output=value, **chosen)
+        self.memory.record(place, "succeeded", 1, output=value, **chosen)
         return value
 
     def _asked(
@@ -225,12 +218,12 @@ class Waits:
     # Times
 
     async def _time(self, what: Sleep | Until, scope: Scope, place: str) -> Any:
-        record = self.records.get(place)
+        record = self.memory.records.get(place)
         until = record["output"]["until"] if record else _until(what, scope)
         if self.left(instant(until)) > 0:
-            self.record(place, "waiting", 1, output={"until": until})
+            self.memory.record(place, "waiting", 1, output={"until": until})
             await self.rest(place, until, f"the time {until}")
-        self.record(place, "succeeded", 1, output={"until": until})
+        self.memory.record(place, "succeeded", 1, output={"until": until})
         return {"until": until}
 
     # Waits of tools

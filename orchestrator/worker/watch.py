@@ -29,7 +29,12 @@ class Watch:
 
     def _sleep(self) -> None:
         self.awake -= 1
-        if not self.awake and not self.quiet.done():
+        if not self.awake:
+            self.stir()
+
+    def stir(self, *_: object) -> None:
+        """Whoever waits for quiet looks."""
+        if not self.quiet.done():
             self.quiet.set_result(None)
 
     @property

@@ -86,11 +86,11 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
                   obj_description(p.oid, 'pg_proc'))
     from pg_proc p where p.pronamespace = 'orchestrator'::regnamespace
     union all
-    select format('type %s: %s %s', t.typname, t.typtype,
+    select format('type %s: %s %s: %s', t.typname, t.typtype,
                   concat_ws(' ', format_type(t.typbasetype, t.typtypmod), t.typdefault,
                             (select string_agg(e.enumlabel, ', ' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid),
-                            (select string_agg(pg_get_constraintdef(k.oid), ' ' order by k.conname)
-                             from pg_constraint k where k.contypid = t.oid)))
+                            (select string_agg(k.conname || ' ' || pg_get_constraintdef(k.oid), ' ' order by k.conname)
+                             from pg_constraint k where k.contypid = t.oid)), obj_description(t.oid, 'pg_type'))
     from pg_type t where t.typnamespace = 'orchestrator'::regnamespace and t.typtype in ('d', 'e', 'r')
     union all
     select format('registered %s: span %s, ahead %s, retention %s', table_name, span, ahead, coalesce(retention::text, 'none'))

@@ -33,8 +33,8 @@ create table orchestrator.task (
   probe_pipeline_id uuid,
   priority smallint not null default 5,
   queue text not null default 'default',
-  max_attempts smallint not null default 4,
-  backoff text not null default 'exponential_jitter',
+  max_attempts orchestrator.attempts not null default 4,
+  backoff orchestrator.backoff not null default 'exponential_jitter',
   timeout_seconds real,
   concurrency_key text,
   concurrency_limit integer,
@@ -67,8 +67,6 @@ create table orchestrator.task (
   constraint a_probe_has_a_pipeline check ((probe is null) = (probe_pipeline_id is null)),
   constraint priority_is_1_to_9 check (priority between 1 and 9),
   constraint queue_has_a_name check (length(queue) between 1 and 100),
-  constraint attempts_are_bounded check (max_attempts between 1 and 1000),
-  constraint backoff_is_known check (backoff in ('fixed', 'linear', 'exponential', 'exponential_jitter')),
   constraint keys_have_1_to_400_characters check (
     length(concurrency_key) between 1 and 400 and length(dedupe_key) between 1 and 400),
   constraint concurrency_limit_is_at_least_1 check (concurrency_limit >= 1),
@@ -144,6 +142,7 @@ create table orchestrator.rule (
   constraint gap_is_known check (dst_gap in ('shift', 'next_valid', 'skip')),
   constraint fold_is_known check (dst_fold in ('second', 'first', 'both')),
   constraint it_ends_after_it_starts check (ends_at >= starts_at),
+  constraint it_was_in_force_forwards check (until_at >= from_at),
   constraint an_event_has_a_topic check (kind <> 'event' or topic is not null),
   constraint a_condition_counts_or_looks check (kind <> 'condition' or span > '0' and (topic is null) = (needed is null)
                                                 and (topic is null) = (condition is not null))

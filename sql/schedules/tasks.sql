@@ -29,12 +29,14 @@ begin
 end $$;
 comment on function orc._own_task(text, uuid) is 'The task, for this transaction alone, if the actor may change it.';
 
--- To be asked once the task is one's own: what a tick did that one waited for is past. So it is when the clock went back.
+-- To be asked once the task is one's own: what a tick or an edit did that one waited for is past. So it is when the clock went back.
 create function orc._now_for(tenant text, task uuid) returns timestamptz
 language sql as $$
-  select greatest(orchestrator.now(), p.through) from orchestrator.plan p where p.tenant_id = $1 and p.task_id = $2
+  select greatest(orchestrator.now(), p.through, r.from_at) from orchestrator.plan p
+  left join orchestrator.rule r on r.tenant_id = p.tenant_id and r.task_id = p.task_id and r.until_at is null
+  where p.tenant_id = $1 and p.task_id = $2
 $$;
-comment on function orc._now_for(text, uuid) is 'Now, and not before what the ledger has of a task.';
+comment on function orc._now_for(text, uuid) is 'Now, and not before what the ledger has of a task, or its rule began.';
 
 create function orc.task(tenant text, task uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$

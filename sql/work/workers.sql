@@ -79,7 +79,7 @@ comment on function orc._end_lost(orchestrator.due_work[]) is 'Ends lost runs th
 -- What ended workers left. Their runs go on as retries with the attempt counted; a run without
 -- attempts left, or one that was told to cancel, ends.
 create function orc._release_runs(most integer) returns integer
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_lost orchestrator.due_work[];

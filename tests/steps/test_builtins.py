@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from orchestrator.config import Config
 from orchestrator.steps import Context, Done, Fail, Retry, builtins
 from orchestrator.worker.course import Course
 from orchestrator.worker.engine import Plan, Run, Settled, compile, run_pure, storable
+from orchestrator.worker.memory import Memory
 from orchestrator.worker.news import Record
 
 RUN_ID = "019aa000-0000-7000-8000-000000000001"
@@ -25,10 +28,14 @@ def compiled(*steps: dict[str, Any]) -> Plan:
     return compile({"pipeline": list(steps)}, builtins())
 
 
-async def followed(run: Run, plan: Plan, its: Context) -> Settled:
+def course(run: Run, plan: Plan, its: Context) -> Course:
     async def commit(record: Record) -> None: ...
 
-    return await Course(run, plan, its, {}, lambda record: None, commit).follow()
+    return Course(plan, its, Memory(run, {}, lambda record: None), commit)
+
+
+async def followed(run: Run, plan: Plan, its: Context) -> Settled:
+    return await course(run, plan, its).follow()
 
 
 def said(*steps: dict[str, Any]) -> Settled:
@@ -98,3 +105,18 @@ async def test_a_run_that_takes_longer_than_it_may_is_stopped() -> None:
     its.config = msgspec.structs.replace(its.config, python_modules=("deeds",))
     outcome = await followed(run, compiled(step), its)
     assert outcome.error == {"type": "timeout", "message": "longer than 0.01 s"}
+
+
+async def test_a_run_that_has_ended_leaves_nothing_to_the_collector() -> None:
+    given = {"function": "json:loads", "args": {"s": "4"}}
+    plan, its = compiled({"id": "a", "uses": "python.call", "with": given}), context()
+    gc.disable()
+    try:
+        made = course(RUN, plan, its)
+        assert (await made.follow()).outcome == "succeeded"
+        left = weakref.ref(made)
+        del made
+        assert left() is None
+        assert its.calls == []
+    finally:
+        gc.enable()

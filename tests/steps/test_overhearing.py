@@ -79,6 +79,19 @@ def test_what_cannot_be_kept_is_replaced() -> None:
     assert [line["message"] for line in found] == ["a\ufffdb?c", "\ufffd"]
 
 
+def test_who_closes_what_he_prints_to_silences_nobody() -> None:
+    for text in "ab":
+        heard = Heard()
+        with overheard(heard):
+            assert not sys.stdout.closed
+            assert not sys.stdout.buffer.closed
+            print(text)
+            sys.stdout.buffer.close()
+            sys.stdout.close()
+        assert [line["message"] for line in heard.end()] == [text]
+    assert not sys.stdout.closed
+
+
 async def test_a_thread_of_asyncio_belongs_to_the_call(crew: Crew) -> None:
     heard = Heard()
     with overheard(heard):

@@ -1,11 +1,15 @@
 -- Runs carry the trace and the request that they came from, and how many have ended is counted.
 
-alter table orchestrator.due_work add column traceparent text, add column correlation_id text;
+create domain orchestrator.trace as text
+  constraint trace_is_a_traceparent check (length(value) = 55);
+comment on domain orchestrator.trace is 'A trace and a span of it, as W3C Trace Context writes them.';
+create domain orchestrator.request as text
+  constraint request_is_short check (length(value) <= 128);
+comment on domain orchestrator.request is 'The id of a request.';
+alter table orchestrator.due_work add column traceparent orchestrator.trace, add column correlation_id orchestrator.request;
 alter table orchestrator.due_work
   alter column traceparent set default nullif(current_setting('orchestrator.traceparent', true), ''),
-  alter column correlation_id set default nullif(current_setting('orchestrator.request', true), ''),
-  add constraint traceparent_is_one check (length(traceparent) = 55),
-  add constraint correlation_id_is_short check (length(correlation_id) <= 128);
+  alter column correlation_id set default nullif(current_setting('orchestrator.request', true), '');
 comment on column orchestrator.due_work.traceparent is 'The trace that it belongs to, as W3C Trace Context writes it: by default the setting of that name.';
 comment on column orchestrator.due_work.correlation_id is 'The request that it came from: by default the setting orchestrator.request.';
 
