@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import limits
 import msgspec
@@ -150,6 +150,14 @@ def _targets(text: str) -> tuple[str, ...]:
     return targets
 
 
+def _attributes(text: str) -> Hidden:
+    """`name=value,name=value`, as OpenTelemetry writes what a process is."""
+    pairs = [word.partition("=") for word in _names(text)]
+    if not all(name.strip() and is_pair for name, is_pair, _ in pairs):
+        raise ValueError("must be name=value, more of them after commas")
+    return Hidden((name.strip(), unquote(value.strip())) for name, _, value in pairs)
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         try:
@@ -205,6 +213,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     jwt_expire_minutes: int = 30
     rate_limit: str = ""  # of a caller; empty: 100/minute, and none in development
     log_level: str = "info"
+    otlp_endpoint: str = ""  # where traces go, by OTLP over HTTP; empty: nowhere
+    otel_attributes: Hidden = Hidden()  # what traces say of this process, by name
+    otel_service_name: str = ""  # empty: orchestrator-api, orchestrator-worker
     log_format: str = "auto"  # json, console, or auto: json when the output is no terminal
 
     @property
@@ -233,6 +244,9 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "JWT_EXPIRE_MINUTES": ("jwt_expire_minutes", _count),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("otlp_endpoint", _url("http", "https")),
+    "OTEL_RESOURCE_ATTRIBUTES": ("otel_attributes", _attributes),
+    "OTEL_SERVICE_NAME": ("otel_service_name", str),
     "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
     "MCP_SERVERS_PATH": ("mcp_servers_path", lambda text: ROOT / text),
     "TOOL_CATALOG_PATH": ("tool_catalog_path", lambda text: ROOT / text),
@@ -260,6 +274,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 SECRET = {
     "JWT_SECRET",
     "JWT_SECRET_KEY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
     "ORC_LLM_URL",
     "ORC_SECRETS_KEY",
     "ORC_SMTP_URL",

@@ -31,6 +31,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 
 from .config import Config
 from .errors import Unavailable, is_lost, is_rolled_back
+from .telemetry import traceparent
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -223,19 +224,19 @@ def _statement(verb: str, arguments: dict[str, Any]) -> tuple[bytes, dict[str, A
     if actor.tenant not in (None, given["tenant"]):
         raise RuntimeError(f"orc.{verb} is called for a tenant that the caller doesn't belong to")
     told = {"_actor": actor.id, "_scopes": actor.scopes, "_request": actor.request}
-    return _text(verb, tuple(given), True), given | told
-
-
-ACTING = sql.SQL("tenant => orc.acting(%(tenant)s, %(_actor)s, %(_scopes)s, %(_request)s)")
+    if (trace := traceparent.get()) is not None:
+        told["_trace"] = trace
+    return _text(verb, tuple(given), tuple(told)), given | told
 
 
 @cache
-def _text(verb: str, names: tuple[str, ...], is_acting: bool = False) -> bytes:
+def _text(verb: str, names: tuple[str, ...], told: tuple[str, ...] = ()) -> bytes:
     arguments: list[sql.Composable] = [
         sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in names
     ]
-    if is_acting:
-        arguments[names.index("tenant")] = ACTING
+    if told:
+        places = sql.SQL(", ").join(map(sql.Placeholder, ("tenant", *told)))
+        arguments[names.index("tenant")] = sql.SQL("tenant => orc.acting({})").format(places)
     text = sql.SQL("select * from orc.{}({})").format(
         sql.Identifier(verb), sql.SQL(", ").join(arguments)
     )

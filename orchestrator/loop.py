@@ -16,11 +16,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
+from prometheus_client import CONTENT_TYPE_LATEST as PLAIN
+from prometheus_client import generate_latest
 
 from .config import Config
 from .db import Pool
 from .errors import Misconfigured, Unavailable, is_lost
-from .telemetry import log
+from .telemetry import METRICS, TURNS, log
 
 STUCK_SECONDS = 60.0
 LONGEST_PAUSE = 5.0
@@ -132,6 +134,7 @@ class Loop:
         except Exception as error:
             self._failed(error, lost=False)
             return 0
+        TURNS.labels("done" if did else "idle").inc()
         if self.failures:
             log("recovered", after_failures=self.failures)
             self.failures = 0
@@ -140,6 +143,7 @@ class Loop:
     def _failed(self, error: Exception, *, lost: bool) -> None:
         """Says a lost database once, and every other failure each time."""
         self.failures += 1
+        TURNS.labels("failed").inc()
         if not lost:
             log("turn_failed", "error", exc_info=error)
         elif self.failures == 1:
@@ -162,19 +166,24 @@ class Loop:
 
 @asynccontextmanager
 async def answer_health(
-    port: int | None, alive: Callable[[], bool], ready: Callable[[], bool]
+    port: int | None,
+    alive: Callable[[], bool],
+    ready: Callable[[], bool],
+    figures: Callable[[], tuple[bytes, str]] = lambda: (generate_latest(METRICS), PLAIN),
 ) -> AsyncIterator[None]:
-    """`GET /health/live` and `/health/ready` on the port, from memory."""
+    """`GET /health/live`, `/health/ready` and `/metrics` on the port, from memory."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(2):
                 path = [*(await reader.readline()).split(), b"", b""][1]
                 good = {b"/health/live": alive, b"/health/ready": ready}.get(path)
-                status = "404 Not Found" if good is None else "503 Service Unavailable"
-                status = "200 OK" if good is not None and good() else status
-                head = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                writer.write(head.encode())
+                if path == b"/metrics":
+                    writer.write(_answer("200 OK", *figures()))
+                elif good is None:
+                    writer.write(_answer("404 Not Found"))
+                else:
+                    writer.write(_answer("200 OK" if good() else "503 Service Unavailable"))
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
             pass  # it came, and said nothing that can be answered
@@ -192,3 +201,8 @@ async def answer_health(
         yield
     finally:
         server.close()
+
+
+def _answer(status: str, body: bytes = b"", kind: str = "text/plain") -> bytes:
+    lines = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+    return f"{lines}Connection: close\r\n\r\n".encode() + body

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import psycopg
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
 
-from . import __version__, telemetry
+from . import __version__, metrics
 from .errors import Unavailable
 from .wire import App, Call, Endpoint, Instant, Reply, Request
 
@@ -155,62 +152,15 @@ async def _ping(call: Call) -> Ping:
     return Ping("pong")
 
 
-class Gauges:
-    """The database's gauges, asked for at most once in `KEEP_SECONDS` however many scrape."""
-
-    KEEP_SECONDS = 5.0
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.asked_at = -self.KEEP_SECONDS
-        self.lock = asyncio.Lock()
-
-    async def fresh(self, app: App) -> list[dict[str, Any]]:
-        async with self.lock:
-            if time.monotonic() - self.asked_at >= self.KEEP_SECONDS:
-                try:
-                    self.rows = await app.pool.call("gauges")
-                except (psycopg.Error, Unavailable):
-                    self.rows = []
-                self.asked_at = time.monotonic()
-        return self.rows
-
-
-class _Snapshot:
-    """What one scrape sees of the database and the pool."""
-
-    def __init__(self, rows: list[dict[str, Any]], pool: dict[str, int]) -> None:
-        self.rows = rows
-        self.pool = pool
-
-    def collect(self) -> list[Metric]:
-        up = GaugeMetricFamily("orchestrator_database_up", "Whether the database answered")
-        up.add_metric([], float(bool(self.rows)))
-        families: dict[str, GaugeMetricFamily] = {}
-        for row in self.rows:
-            labels = sorted(row["labels"])
-            name = f"orchestrator_{row['name']}"
-            family = families.setdefault(
-                name, GaugeMetricFamily(name, row["name"].replace("_", " "), labels=labels)
-            )
-            family.add_metric([row["labels"][label] for label in labels], row["value"])
-        connections = GaugeMetricFamily(
-            "orchestrator_pool_connections", "Connections of this process", labels=["state"]
-        )
-        size, idle = self.pool.get("pool_size", 0), self.pool.get("pool_available", 0)
-        connections.add_metric(["idle"], idle)
-        connections.add_metric(["busy"], size - idle)
-        waiting = GaugeMetricFamily("orchestrator_pool_waiting", "Calls that wait for a connection")
-        waiting.add_metric([], self.pool.get("requests_waiting", 0))
-        return [up, *families.values(), connections, waiting]
-
-
 async def _metrics(call: Call) -> Reply:
-    rows = await call.app.gauges.fresh(call.app)
-    registry = CollectorRegistry()
-    registry.register(_Snapshot(rows, call.app.pool.get_stats()))
-    body = generate_latest(telemetry.METRICS) + generate_latest(registry)
-    return Reply(body=body, content_type=CONTENT_TYPE_LATEST)
+    app = call.app
+    body, kind = metrics.told(
+        call.headers.get("accept", ""),
+        *metrics.of_database(await app.gauges.fresh(app.pool)),
+        *metrics.of_pool(app.pool.get_stats()),
+        *metrics.of_streams(app.streams.open, len(app.waiting.waiters)),
+    )
+    return Reply(body=body, content_type=kind)
 
 
 ENDPOINTS = [

@@ -22,7 +22,7 @@ from .db import Pool
 from .loop import Loop
 from .sinks import Answer, Down, Message, Sink
 from .sinks.configured import configured
-from .telemetry import log
+from .telemetry import DELIVERED, log
 
 AT_ONCE = 500
 INTERVAL = 0.1
@@ -70,6 +70,8 @@ class Courier:
             self.failures = 0
         for position, problem in answer.refused.items():
             log("message_refused", "warning", sink=self.sink.name, position=position, why=problem)
+        DELIVERED.labels(self.sink.name, "sent").inc(len(answer.delivered))
+        DELIVERED.labels(self.sink.name, "refused").inc(len(answer.refused))
         refused = [{"position": n, "problem": text} for n, text in answer.refused.items()]
         await self._exchange(want=0, delivered=answer.delivered, failed=refused or None)
 

@@ -1,4 +1,5 @@
-"""Logs: JSON for machines, colours for people, one line per transition, nothing secret."""
+"""Logs: JSON for machines, colours for people, one line per transition, nothing secret. And what
+this process counts."""
 
 from __future__ import annotations
 
@@ -10,23 +11,75 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from structlog.types import EventDict, Processor, WrappedLogger
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
+"""What lines of a request or a run belong to. Verbs with a tenant are told the trace (db.py)."""
 
+
+def carry(correlation: str | None, trace: str | None) -> None:
+    correlation_id.set(correlation)
+    traceparent.set(trace)
+
+
+def trace_id(trace: str | None) -> str | None:
+    return None if trace is None else trace[3:35]
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 METRICS = CollectorRegistry()
 """What this process counts. What the database knows is a view there, and joins at the scrape."""
 
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
 REQUESTS = Histogram(
     "orchestrator_http_request_seconds",
-    "Time to answer, by route",
+    "Time until a request was answered, by route and class of status.",
+    ["method", "route", "status"],
+    registry=METRICS,
+    buckets=SECONDS,
+)
+ANSWERS = Counter(
+    "orchestrator_http_answers",
+    "Requests that were answered, by route and status.",
     ["method", "route", "status"],
     registry=METRICS,
 )
-IN_FLIGHT = Gauge("orchestrator_http_requests_in_flight", "Being answered", registry=METRICS)
+IN_FLIGHT = Gauge(
+    "orchestrator_http_requests_in_flight", "Requests that are being answered.", registry=METRICS
+)
 REFUSED = Counter(
-    "orchestrator_http_refused", "Closed before a route was reached", ["why"], registry=METRICS
+    "orchestrator_http_refused",
+    "Connections that were closed before a route was reached, by reason.",
+    ["why"],
+    registry=METRICS,
+)
+STEPS = Histogram(
+    "orchestrator_step_seconds",
+    "Time that tools of steps took, by tool and outcome. Tools of operators are one: operator.",
+    ["tool", "outcome"],
+    registry=METRICS,
+    buckets=SECONDS,
+)
+TURNS = Counter(
+    "orchestrator_turns", "Turns of this process, by how they ended.", ["outcome"], registry=METRICS
+)
+DELIVERED = Counter(
+    "orchestrator_messages_delivered",
+    "Messages that this relay has sent, by sink and what became of them.",
+    ["sink", "outcome"],
+    registry=METRICS,
+)
+SPANS = Counter(
+    "orchestrator_spans", "Spans of traces, exported or lost.", ["outcome"], registry=METRICS
 )
 
 SECRET_NAMES = re.compile(r"(password|passwd|secret|token|authorization|api_?key|cookie|dsn)", re.I)
@@ -75,7 +128,17 @@ def _hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if (current := correlation_id.get()) is not None:
         event.setdefault("correlation_id", current)
+    if (trace := traceparent.get()) is not None:
+        event.setdefault("trace_id", trace_id(trace))
     return event
+
+
+FIRST = ("timestamp", "level", "message", "correlation_id", "trace_id")
+
+
+def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What every line has comes first; null where it isn't known."""
+    return {**{name: event.pop(name, None) for name in FIRST}, **event}
 
 
 def setup(
@@ -98,7 +161,7 @@ def setup(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("uvicorn.error", "apscheduler", "psycopg.pool", "httpcore2"):
+    for noisy in ("uvicorn.error", "apscheduler", "psycopg.pool", "httpcore2", "urllib3"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -125,6 +188,7 @@ def _last(format: str, stream: TextIO) -> list[Processor]:
             drop,
             structlog.processors.format_exc_info,
             rename,
+            _in_order,
             _hide_secrets,
             structlog.processors.JSONRenderer(),
         ]

@@ -106,6 +106,7 @@ class App(Protocol):
     draining: bool
     gauges: Any
     streams: Any
+    waiting: Any
     auth: Any
 
     async def redis(self) -> Any: ...

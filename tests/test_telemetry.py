@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import structlog
+from conftest import Serve
 
 from orchestrator import telemetry
 
@@ -40,6 +41,7 @@ def test_a_line_has_its_action_its_facts_and_the_correlation_id(lines: Lines) ->
         "level": "info",
         "process": "test",
         "correlation_id": "c-1",
+        "trace_id": None,
     }
 
 
@@ -63,6 +65,33 @@ def test_libraries_log_in_the_same_form(lines: Lines) -> None:
     logging.getLogger("some.library").warning("token %s", "postgresql://u:hunter2@h/d")
     (line,) = lines()
     assert line["level"] == "warning" and "hunter2" not in str(line) and line["message"]
+
+
+def test_what_every_line_has_comes_first(lines: Lines) -> None:
+    telemetry.log("a", run_id="r")
+    (line,) = lines()
+    assert list(line)[:5] == ["timestamp", "level", "message", "correlation_id", "trace_id"]
+
+
+async def test_a_request_has_one_line_without_its_query_or_token(
+    serve: Serve, lines: Lines
+) -> None:
+    client = (await serve()).client
+    headers = {"X-Request-ID": "r-1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    await client.get("/runs?q=s3cret", headers=headers)
+    await client.post("/callbacks/s3cret", json={})
+    await client.post("/callbacks/s3cret/", json={})
+    await client.get("/ping?q=s3cret")
+    await client.get("/health/live/")
+    said = [line for line in lines() if line.get("action") == "request_answered"]
+    token = ("POST", "/callbacks/{token}")
+    assert [(line["method"], line["path"]) for line in said] == [("GET", "/runs"), token, token]
+    first = said[0]
+    assert (first["level"], first["status"]) == ("info", 401)
+    assert (first["correlation_id"], first["trace_id"]) == ("r-1", "a" * 32)
+    assert isinstance(first["ms"], float)
+    assert said[1]["correlation_id"] != "r-1" and said[1]["trace_id"] is None
+    assert "s3cret" not in str(said)
 
 
 def test_the_level_is_obeyed(lines: Lines) -> None:

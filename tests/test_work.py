@@ -35,6 +35,7 @@ class Claimed(NamedTuple):
     input: Any
     due_at: str
     event: Any = None
+    origin: Any = None
 
 
 def said(run: Claimed, outcome: str = "succeeded", **more: Any) -> dict[str, Any]:

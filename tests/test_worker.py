@@ -794,6 +794,7 @@ async def test_a_chore_that_fails_does_not_keep_the_others_from_being_done(
         "fill_keys",
         "advance_lanes",
         "cancel_orphans",
+        "tally_runs",
         "keep_partitions",
         "purge",
     ]

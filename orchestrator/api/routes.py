@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from re import Pattern
 from typing import Any
 
@@ -41,6 +43,12 @@ class Table:
 
 def _first_word(path: str) -> str:
     return path[1:].partition("/")[0]
+
+
+@cache
+def template_of(path: str) -> str:
+    """As metrics and traces name a route: without the kinds of its values."""
+    return re.sub(r":\w+}", "}", path)
 
 
 def refuse_nul(path: str, values: dict[str, str]) -> None:

@@ -8,15 +8,15 @@ import re
 import time
 import uuid
 from functools import cache
-from typing import Any
 
+from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import telemetry
+from .. import telemetry, traces
 from ..errors import MethodNotAllowed, Problem, RouteNotFound
 from ..telemetry import log
 from ..wire import Reply, Stream, as_problem, encode, problem
@@ -143,9 +143,10 @@ class Shell:
         started = time.perf_counter()
         scope["said"] = headers = headers_of(scope)
         scope["request_id"] = request_id = _request_id(headers)
-        telemetry.correlation_id.set(request_id)
         if (path := scope["path"]) != "/" and path.endswith("/"):
             scope["path"] = path.rstrip("/") or "/"
+        span = _span(scope)
+        telemetry.carry(request_id, span.traceparent)
         status = 500
         is_stream = False
 
@@ -168,6 +169,7 @@ class Shell:
                 await self.app(scope, receive, finish)
             finally:
                 _account(scope, status, time.perf_counter() - started)
+                _end(span, scope, status)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
@@ -178,6 +180,24 @@ def headers_of(scope: Scope) -> dict[str, str]:
 def _request_id(headers: dict[str, str]) -> str:
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def _span(scope: Scope) -> traces.Span:
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]
+    parent = traces.received(sent) if sent else None
+    if not traces.is_on() or scope["path"] in QUIET:
+        return traces.Span(parent)
+    return traces.begin(scope["method"], parent, "server", {"http.request.method": scope["method"]})
+
+
+def _end(span: traces.Span, scope: Scope, status: int) -> None:
+    if (route := scope.get("route_path")) is not None:
+        span.rename(f"{scope['method']} {route}")
+        span.note({"http.route": route})
+    span.note({"http.response.status_code": status, "request.id": scope["request_id"]})
+    if status >= 500:
+        span.fail(str(status))
+    span.end()
 
 
 def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
@@ -198,20 +218,26 @@ def _varies_by_origin(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 @cache
-def _answers(method: str, route: str, status: str) -> Any:
-    return telemetry.REQUESTS.labels(method, route, status)
+def _meters(method: str, route: str, status: int) -> tuple[Histogram, Counter]:
+    return (
+        telemetry.REQUESTS.labels(method, route, f"{status // 100}xx"),
+        telemetry.ANSWERS.labels(method, route, str(status)),
+    )
 
 
 def _account(scope: Scope, status: int, seconds: float) -> None:
     route = scope.get("route_path", "(none)")
     method = scope["method"] if "route_path" in scope else "(any)"
-    _answers(method, route, str(status)).observe(seconds)
+    times, answers = _meters(method, route, status)
+    times.observe(seconds)
+    answers.inc()
+    path = route if "{token}" in route else scope["path"]  # whoever has a token may use it
     level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
     log(
         "request_answered",
         level,
         method=scope["method"],
-        path=scope["path"],
+        path=path,
         status=status,
         ms=round(seconds * 1000, 2),
     )

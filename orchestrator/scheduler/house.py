@@ -1,7 +1,7 @@
 """Keeps the house, at its cadences. Any number of schedulers may run: the verbs divide the work.
 
 Every second: runs of silent workers go back, events meet the runs that wait for them,
-low-water marks move, keys with free slots fill, children of ended runs end.
+low-water marks move, keys with free slots fill, children of ended runs end, ends are counted.
 Every minute: partitions ahead of time, none behind its retention; what nobody needs is deleted.
 What is urgent comes first, and one chore that fails doesn't keep the others from being done.
 """
@@ -16,10 +16,15 @@ from ..telemetry import log
 
 EVERY_SECOND = (
     "release_expired_work", "meet_events", "fill_keys", "advance_lanes", "cancel_orphans",
+    "tally_runs",
 )  # fmt: skip
 EVERY_MINUTE = ("purge",)
-FULL = {"release_expired_work": 1000, "meet_events": 1000, "cancel_orphans": 1000, "purge": 10_000}
+FULL = {"release_expired_work": 1000, "meet_events": 1000, "cancel_orphans": 1000, "purge": 10_000,
+        "tally_runs": 10_000}  # fmt: skip
 """What a verb does at most in one call: then there's more, and the next turn comes at once."""
+
+SILENT = {"advance_lanes", "tally_runs"}
+"""There is always some of it to do."""
 
 Chore = Callable[[], Awaitable[bool]]
 
@@ -51,7 +56,7 @@ async def _keep_partitions(pool: Pool) -> bool:
 def _chore(pool: Pool, verb: str) -> Chore:
     async def chore() -> bool:
         count: int = (await pool.call_one(verb))[verb]
-        if count and verb != "advance_lanes":
+        if count and verb not in SILENT:
             log(verb, count=count)
         return verb in FULL and count >= FULL[verb]
 

@@ -13,10 +13,11 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from .. import guard
+from .. import guard, traces
 from ..wire import MAX_DEPTH, is_too_deep
 from . import Context, Fail, Retry
 
@@ -56,21 +57,39 @@ async def ask(
     trusted: bool = False,
 ) -> guard.Answer | Retry | Fail:
     """One call with the step's key and trace, unless the headers say otherwise."""
-    ours = {"idempotency-key": context.key, "traceparent": context.traceparent or ""}
     given = {name.lower(): value for name, value in (headers or {}).items()}
+    facts = _facts(context, method, url) if traces.is_on() else None
+    with traces.begin(f"HTTP {method}", context.traceparent, "client", facts) as span:
+        ours = {"idempotency-key": context.key, "traceparent": span.traceparent or ""}
+        try:
+            answer = await guard.of(context.config).request(
+                method,
+                url,
+                headers={name: value for name, value in ours.items() if value} | given,
+                query=query,
+                body=body,
+                timeout=timeout,
+                follow_redirects=follow_redirects,
+                trusted=trusted,
+            )
+        except guard.Failed as error:
+            span.fail(error.type)
+            return Retry(error.type, str(error)) if error.again else Fail(error.type, str(error))
+        span.note({"http.response.status_code": answer.status})
+        if answer.status >= 400:
+            span.fail(str(answer.status))
+        return answer
+
+
+def _facts(context: Context, method: str, url: str) -> traces.Facts:
+    """What a trace may tell of a call: paths and queries have keys in them, often enough."""
     try:
-        return await guard.of(context.config).request(
-            method,
-            url,
-            headers={name: value for name, value in ours.items() if value} | given,
-            query=query,
-            body=body,
-            timeout=timeout,
-            follow_redirects=follow_redirects,
-            trusted=trusted,
-        )
-    except guard.Failed as error:
-        return Retry(error.type, str(error)) if error.again else Fail(error.type, str(error))
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return {"http.request.method": method}
+    said = {"http.request.method": method, "server.address": context.masks.text(host)}
+    return said | ({"server.port": port} if port else {})
 
 
 def verdict(answer: guard.Answer, whose: str) -> Retry | Fail:

@@ -25,6 +25,7 @@ def run(child: Child, context: Context) -> Park:
     asked = {"kind": "child", "pipeline": child.pipeline, "detached": not child.wait}
     asked |= {"input": child.input} if child.input is not None else {}
     asked |= {"queue": child.queue} if child.queue is not None else {}
+    asked |= {"traceparent": context.traceparent} if context.traceparent else {}
     return Park("a child run", wait=asked)
 
 

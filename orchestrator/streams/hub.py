@@ -127,6 +127,14 @@ class Hub:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
 
+    @property
+    def open(self) -> Counter[str]:
+        """How many watch what."""
+        count = Counter[str]()
+        for channel in self.channels.values():
+            count[channel.kind] += len(channel.watchers)
+        return count
+
     async def join(self, who: tuple[str, str], kind: str, subject: str = "") -> Watcher:
         """A place in a channel. `leave` gives it back."""
         if self.closing:

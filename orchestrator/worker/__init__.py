@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from .. import db
+from .. import db, metrics, traces
 from ..config import Config
 from ..errors import Gone
 from ..loop import answer_health
@@ -46,6 +46,9 @@ ASKING_SECONDS = 1.0
 
 EMPTY_PAGES = 16
 """A claim looks at 64 tenants: so many looks in a row find nothing before the worker rests."""
+
+KNOWN = len(Run.__struct_fields__)
+"""A library that is a release ahead may say more of a run."""
 
 LAST_WORDS_SECONDS = 2.0
 """How long a worker that has given its work back may need to say so."""
@@ -103,6 +106,10 @@ class Worker:
     @property
     def ready(self) -> bool:
         return self.alive and bool(self.id) and not self.hands.closing and not self.lost.is_set()
+
+    def figures(self) -> tuple[bytes, str]:
+        counts = msgspec.structs.asdict(self.counters)
+        return metrics.told("", *metrics.of_worker(self.options.slots, self.hands.taken, counts))
 
     async def run(self) -> None:
         """Until it has drained, or until there's no hope that it can."""
@@ -296,7 +303,7 @@ class Worker:
         self.talking += 1
         try:
             reply = await self._say(line, want)
-            runs = [Run(*row) for row in reply["runs"] or ()]
+            runs = [Run(*row[:KNOWN]) for row in reply["runs"] or ()]
             if runs:
                 await self._begin(line, runs)
         finally:
@@ -412,9 +419,13 @@ async def main(
     worker = Worker(config, options or Options())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, worker.drain)
+    traces.setup(config, "worker")
     log("started")
-    async with answer_health(health_port, lambda: worker.alive, lambda: worker.ready):
+    async with answer_health(
+        health_port, lambda: worker.alive, lambda: worker.ready, worker.figures
+    ):
         await worker.run()
+    await traces.close()
 
 
 async def once(config: Config, options: Options | None = None) -> int:

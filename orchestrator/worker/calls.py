@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
+from functools import cache
 from typing import Any
 
-from ..steps import Context, Fail, Kind, Retry, current
+from ..steps import Context, Fail, Kind, Retry, builtins, current
+from ..telemetry import STEPS
 from ..wire import LARGEST, unkeepable
+from . import tracing
 from .engine import Broken
 from .values import passing
 
 
+@cache
+def _known() -> frozenset[str]:
+    """Names that a metric may have for a label; those of operators' tools are without number."""
+    return frozenset(builtins())
+
+
 async def called(kind: Kind, arguments: Any, context: Context) -> Any:
+    """In a span of its own, below which is what it asks of others."""
+    began, how = time.monotonic(), "failed"
+    try:
+        with tracing.step(kind.name, context) as span:
+            context.traceparent = span.traceparent
+            outcome = await _called(kind, arguments, context)
+            how = tracing.came_to(span, outcome, context)
+            return outcome
+    finally:
+        tool = kind.name if kind.name in _known() else "operator"
+        STEPS.labels(tool, how).observe(time.monotonic() - began)
+
+
+async def _called(kind: Kind, arguments: Any, context: Context) -> Any:
     current.set(context)
     result = kind.run(arguments, context)
     if not inspect.isawaitable(result):

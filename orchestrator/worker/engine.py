@@ -9,12 +9,13 @@ from uuid import UUID
 
 import msgspec
 
-from .. import pipelines
+from .. import pipelines, traces
 from ..expr import Condition, ExpressionError, Template
 from ..pipelines.document import Callback, Pipeline, Step, Use, Wait
 from ..pipelines.order import every_step
 from ..steps import Context, Done, Fail, Kind, Outcome, Park, Retry, words
 from ..telemetry import log
+from . import tracing
 
 LONGEST_MESSAGE = 4000
 
@@ -34,6 +35,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     input: Any
     due_at: str
     event: Any = None  # what made it: an event, or an instant of its task
+    origin: tuple[str | None, str | None] | None = None  # its trace, and the request that made it
 
 
 class Settled(msgspec.Struct, omit_defaults=True):
@@ -262,10 +264,14 @@ def run_pure(run: Run, plan: Plan, context: Context) -> Settled:
 
 def _row(run: Run, plan: Plan, context: Context) -> Outcome:
     scope = {} if plan.constant else scope_of(run, plan, context)
+    is_traced = traces.is_on()
     for move in plan.row or ():
         value = None
         if move.condition is None or move.condition.holds(scope):
-            outcome = move.tool.kind.run(move.tool.arguments(scope), context)
+            arguments = move.tool.arguments(scope)
+            kind = move.tool.kind
+            outcome = (_traced(kind, arguments, context) if is_traced
+                       else kind.run(arguments, context))  # fmt: skip
             if not isinstance(outcome, Done):
                 assert isinstance(outcome, Retry | Fail | Park)
                 return outcome
@@ -277,6 +283,14 @@ def _row(run: Run, plan: Plan, context: Context) -> Outcome:
             if move.save_as is not None:
                 scope["steps"][move.save_as] = value
     return Done()
+
+
+def _traced(kind: Kind, arguments: Any, context: Context) -> Outcome:
+    with tracing.step(kind.name, context) as span:
+        outcome = kind.run(arguments, context)
+        assert isinstance(outcome, Outcome)
+        tracing.came_to(span, outcome, context)
+        return outcome
 
 
 # Ends

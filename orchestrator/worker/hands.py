@@ -13,6 +13,8 @@ from ..config import Config
 from ..secrets import Vault
 from ..steps import Call, Context, Fail, Kind, Retry, find
 from ..telemetry import log
+from ..traces import Span
+from . import tracing
 from .course import Course
 from .engine import Plan, Run, Settled, compile, run_pure, settled, unstorable
 from .memory import NO_PAST, Memory, Past
@@ -112,10 +114,16 @@ class Hands:
         plan = self.plans[run.tenant, run.pipeline]
         context = Context(self.config, run.tenant, run.id, run.epoch, run.attempt, run.input, {})
         context.worker = self.worker
+        span = tracing.begin(run)
+        context.traceparent = span.traceparent
+        around = tracing.around(run, span)
         if plan.pipeline.secrets:
             context.vault = Vault(self.config, run.tenant, plan.pipeline.secrets)
         if plan.pure:
-            self._settle(run_pure(run, plan, context), context)
+            if around is None:
+                self._run_pure(run, plan, context, span)
+            else:
+                around.run(self._run_pure, run, plan, context, span)
             return
         if run.id in self.running:  # under a lease that is stale, then
             self._lose(run.id)
@@ -123,19 +131,27 @@ class Hands:
         commit = partial(self._commit, context)
         course = Course(plan, context, memory, commit, self.callback_key, self.desk)
         self.courses[run.id] = course
-        task = asyncio.create_task(course.follow())
+        task = asyncio.create_task(course.follow(), context=around)
         self.running[run.id] = (run, task)
-        task.add_done_callback(partial(self._ended, run, context))
+        task.add_done_callback(partial(self._ended, run, context, span), context=around)
 
-    def _ended(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> None:
+    def _run_pure(self, run: Run, plan: Plan, context: Context, span: Span) -> None:
+        said = run_pure(run, plan, context)
+        self._settle(said, context)
+        tracing.end(span, said)
+
+    def _ended(self, run: Run, context: Context, span: Span, task: asyncio.Task[Settled]) -> None:
         """A callback, because a task that is canceled before it began runs no line of its own."""
         self.given_up += [call for call in context.calls if call.is_alive()]
         if run.id in self.courses and self.courses[run.id].run is run:
             del self.courses[run.id]
         if self.running.get(run.id, (None,))[0] is not run:
-            return  # the lease was lost meanwhile
+            tracing.lost(span)  # the lease was, meanwhile
+            return
         del self.running[run.id]
-        self._settle(self._said(run, context, task), context, is_pure=False)
+        said = self._said(run, context, task)
+        self._settle(said, context, is_pure=False)
+        tracing.end(span, said)
 
     def _said(self, run: Run, context: Context, task: asyncio.Task[Settled]) -> Settled:
         if not task.cancelled():

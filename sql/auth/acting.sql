@@ -9,20 +9,24 @@
 -- signs what one does, and limits nothing.
 --
 -- Scopes are words such as tasks:write. `any` is all of them but admin; `admin` is all, and sees what others made.
+-- Runs that are made meanwhile keep the request and the trace (columns correlation_id and traceparent of due_work).
 -- Row-level security (ops/tables.sql) goes by the same setting, orchestrator.tenant.
 
-create function orc.acting(tenant text, actor text, scopes text, request text) returns text
+create function orc.acting(tenant text, actor text, scopes text, request text, trace text default null) returns text
 language plpgsql as $$
 declare
   v_said constant text[] := array[  -- one expression: a query would cost more than all that it does
     set_config('orchestrator.tenant', tenant, true), set_config('orchestrator.actor', actor, true),
     set_config('orchestrator.scopes', ' ' || scopes, true), set_config('orchestrator.request', request, true)];
 begin
+  if trace is not null then
+    perform set_config('orchestrator.traceparent', trace, true);
+  end if;
   return tenant;
 end $$;
-comment on function orc.acting(text, text, text, text) is
-  'Says who acts for the rest of the transaction, and answers the tenant: the argument of a verb, as the API gives it.';
-grant execute on function orc.acting(text, text, text, text) to orc_api, orc_worker;
+comment on function orc.acting(text, text, text, text, text) is
+  'Says who acts for the rest of the transaction, and in which trace, and answers the tenant: the argument of a verb, as the API gives it.';
+grant execute on function orc.acting(text, text, text, text, text) to orc_api, orc_worker;
 
 create function orc._actor() returns text
 language sql stable as $$

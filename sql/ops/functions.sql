@@ -62,8 +62,10 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select 'default_partition_rows', jsonb_build_object('table', "table"), stray_rows from orc._default_rows()
   union all
   select * from orc._schedule_gauges()
+  union all
+  select * from orc._work_gauges()
 $$;
-comment on function orc.gauges() is 'Figures for monitoring: name, labels, value.';
+comment on function orc.gauges() is 'Figures for monitoring: name, labels, value. A name that ends in _total counts up.';
 grant execute on function orc.gauges() to orc_api, orc_worker, orc_reader;
 
 -- PUBLIC may call nothing here, and whatever runs with its owner's rights finds names by its own path.

@@ -123,11 +123,10 @@ begin
   if (wait ->> 'detached')::boolean then
     answer := jsonb_build_object('run_id', child);
   end if;
-  if d.event_id is not null or (wait ->> 'detached')::boolean is not true then
-    update orchestrator.due_work o
-    set parent_id = case when answer is null then parent end, event_id = d.event_id
-    where o.tenant_id = tenant and o.run_id = child;
-  end if;
+  update orchestrator.due_work o
+  set parent_id = case when answer is null then parent end, event_id = d.event_id,
+      traceparent = coalesce(wait ->> 'traceparent', d.traceparent), correlation_id = d.correlation_id
+  where o.tenant_id = tenant and o.run_id = child;
 exception when sqlstate 'OR404' or sqlstate 'OR422' or data_exception or integrity_constraint_violation then
   child := null;
   answer := jsonb_build_object('state', 'failed', 'error', jsonb_build_object('type', 'validation', 'message', sqlerrm));

@@ -150,7 +150,7 @@ $$;
 comment on function orc._occasion(text, uuid, timestamptz) is 'What made a run: an event or an instant.';
 
 -- One round: each tenant up to its share, never more than `most` together. Each claimed run is a list:
--- tenant, run, epoch, attempt, max_attempts, pipeline, timeout, input, due, event. Lists and not objects,
+-- tenant, run, epoch, attempt, max_attempts, pipeline, timeout, input, due, event, [trace, request]. Lists and not objects,
 -- because a batch of 500 is read by one Python thread that has other things to do.
 create function orc._claim_round(
   worker uuid, most integer, by_weight boolean,
@@ -191,10 +191,11 @@ begin
     update orchestrator.due_work d
     set state = 'running', worker_id = worker, epoch = d.epoch + 1, attempt = d.attempt + 1, started_at = v_now
     from chosen where d.tenant_id = chosen.tenant_id and d.run_id = chosen.run_id
-    returning d.tenant_id, d.run_id, d.epoch, d.attempt, d.max_attempts, d.pipeline_id, d.timeout_seconds, d.input, d.due_at, d.event_id, d.nominal_at, chosen.nth)
+    returning d.tenant_id, d.run_id, d.epoch, d.attempt, d.max_attempts, d.pipeline_id, d.timeout_seconds, d.input, d.due_at, d.event_id, d.nominal_at, d.traceparent, d.correlation_id, chosen.nth)
   select json_agg(json_build_array(t.tenant_id, t.run_id, t.epoch, t.attempt, t.max_attempts, t.pipeline_id,
                                    t.timeout_seconds, t.input, t.due_at,
-           case when t.event_id is not null or t.nominal_at is not null then orc._occasion(t.tenant_id, t.event_id, t.nominal_at) end) order by t.nth)::text,
+           case when t.event_id is not null or t.nominal_at is not null then orc._occasion(t.tenant_id, t.event_id, t.nominal_at) end,
+           case when t.traceparent is not null or t.correlation_id is not null then json_build_array(t.traceparent, t.correlation_id) end) order by t.nth)::text,
          count(*),
          array(select s.tenant_id from share s left join candidate c using (tenant_id)
                group by s.tenant_id, s.share having count(c.run_id) < s.share)

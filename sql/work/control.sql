@@ -54,12 +54,13 @@ begin
   insert into orchestrator.run (
     tenant_id, id, pipeline_id, retry_of, task_id, due_at, finished_at, epoch, attempt, max_attempts, priority, state,
     queue, kind, flow_id, concurrency_key, input, error, labels, backoff, backoff_seconds, backoff_limit_seconds,
-    timeout_seconds, nominal_at, event_id)
+    timeout_seconds, nominal_at, event_id, traceparent, correlation_id)
   values (v_work.tenant_id, v_work.run_id, v_work.pipeline_id, v_work.retry_of, v_work.task_id, v_work.due_at,
           orchestrator.now(), v_work.epoch, v_work.attempt, v_work.max_attempts, v_work.priority, 'canceled',
           v_work.queue, v_work.kind, v_work.flow_id, v_work.concurrency_key, v_work.input, v_work.error, v_work.labels,
           v_work.backoff, v_work.backoff_seconds, v_work.backoff_limit_seconds, v_work.timeout_seconds,
-          v_work.nominal_at, v_work.event_id);
+          v_work.nominal_at, v_work.event_id, v_work.traceparent, v_work.correlation_id);
+  insert into orchestrator.ending (outcome, runs) values ('canceled', 1);
   perform orc._end_waits(array[tenant], array[run], array[v_work.parent_id]);
   perform orc._announce(array[tenant], array[run]);
   if v_work.concurrency_key is not null then

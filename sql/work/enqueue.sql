@@ -411,7 +411,8 @@ returns table (run_id uuid, queue text, priority smallint)
 language sql as $$
   with first as materialized (
     select left(f.id::text, 24) as head, ('x0000' || right(f.id::text, 12))::bit(64)::bigint & 140737488355327 as tail,
-           orchestrator.now() as now
+           orchestrator.now() as now, nullif(current_setting('orchestrator.traceparent', true), '') as traceparent,
+           nullif(current_setting('orchestrator.request', true), '') as correlation_id
     from orchestrator.new_id() as f(id)),
   own as materialized (
     select d.document, p.id, p.queue, p.priority
@@ -424,7 +425,7 @@ language sql as $$
            coalesce(i.queue, case when o.id is null then usual_queue else o.queue end, 'default') as queue,
            coalesce(i.priority, case when o.id is null then usual_priority else o.priority end, 50::smallint) as priority,
            i.input, i.due_at, i.max_attempts, i.labels, i.backoff, i.backoff_seconds, i.backoff_limit_seconds, i.timeout_seconds,
-           i.kind, i.nth, f.now
+           i.kind, i.nth, f.now, f.traceparent, f.correlation_id
     from first f cross join rows from (jsonb_to_recordset(items) as (
       pipeline jsonb, input jsonb, queue text, priority smallint, due_at timestamptz, max_attempts smallint, labels jsonb,
       backoff text, backoff_seconds real, backoff_limit_seconds real, timeout_seconds real, kind text)) with ordinality
@@ -434,13 +435,13 @@ language sql as $$
   made as (
   insert into orchestrator.due_work (
     tenant_id, run_id, pipeline_id, due_at, backoff_seconds, backoff_limit_seconds, timeout_seconds, max_attempts,
-    priority, state, queue, kind, backoff, input, labels)
+    priority, state, queue, kind, backoff, input, labels, traceparent, correlation_id)
   select _in_one_pass.tenant, i.run_id, i.pipeline_id,
          case when i.due_at < i.now then orc._not_below(_in_one_pass.tenant, i.queue, i.priority, i.due_at)
               else coalesce(i.due_at, i.now) end,
          i.backoff_seconds, i.backoff_limit_seconds, i.timeout_seconds, coalesce(i.max_attempts, 1), i.priority,
          case when i.due_at > i.now then 'scheduled' else 'ready' end, i.queue, coalesce(i.kind, 'run'), i.backoff, i.input,
-         i.labels
+         i.labels, i.traceparent, i.correlation_id
   from item i)
   select run_id, queue, priority from item order by nth
 $$;

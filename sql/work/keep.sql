@@ -76,6 +76,34 @@ end $$;
 comment on function orc.advance_lanes() is 'Moves low-water marks, lists lanes that have work, finds rows that committed late.';
 grant execute on function orc.advance_lanes() to orc_worker;
 
+-- Adds up how many runs ended. Each transaction that ends some leaves a row of its own for each outcome, so that none waits
+-- for another; here they become sums, which only grow. The look begins where rows of late are: under an old snapshot those
+-- before it are dead, and would be crawled over. What committed late is found by a whole look, each minute.
+-- One at a time; it waits for nobody.
+create function orc.tally_runs(most integer default 10000, whole boolean default false) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  v_from constant bigint := case when whole then 0
+    else coalesce(pg_sequence_last_value(pg_get_serial_sequence('orchestrator.ending', 'id')::regclass), 0) - 2 * most end;
+  v_rows integer;
+begin
+  if not pg_try_advisory_xact_lock(7303779, 9) then
+    return 0;
+  end if;
+  with gone as (
+    delete from orchestrator.ending e where e.id = any (array(
+      select o.id from orchestrator.ending o where o.id >= v_from order by o.id limit most))
+    returning e.outcome, e.runs),
+  added as (
+    update orchestrator.tally t set runs = t.runs + g.runs
+    from (select outcome, sum(runs) as runs from gone group by outcome) as g
+    where t.outcome = g.outcome)
+  select count(*) into v_rows from gone;
+  return v_rows;
+end $$;
+comment on function orc.tally_runs(integer, boolean) is 'Adds up how many runs have ended; answers how many notes of it were taken in.';
+grant execute on function orc.tally_runs(integer, boolean) to orc_api, orc_worker;
+
 create function orc.purge(most integer default 10000) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -108,8 +136,64 @@ begin
     select o.tenant_id, o.principal, o.route, o.key from orchestrator.reply o
     where o.answered_at <= orchestrator.now() - interval '24 hours' order by o.answered_at limit most for update skip locked);
   get diagnostics v_part = row_count;
+  perform orc.tally_runs(most, whole => true);
   return v_all + v_part;
 end $$;
 comment on function orc.purge(integer) is
   'Deletes dedupe keys, cached answers, replies, names of events and workers that no longer matter; history goes by partitions.';
 grant execute on function orc.purge(integer) to orc_worker;
+
+-- What a monitor looks at. Rows are looked for lane by lane from the low-water mark on, as claims do, in the 1,000 lanes that
+-- are behind the most; counts end at 10,000. A paused queue is held back on purpose and makes nothing old.
+create function orc._work_gauges() returns table (name text, labels jsonb, value double precision)
+language sql stable set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+  with moment as materialized (select orchestrator.now() as now),
+  lane as materialized (
+    select l.* from orchestrator.lane l
+    where l.idle_since is null
+      and not exists (select from orchestrator.queue q where q.tenant_id = l.tenant_id and q.name = l.queue and q.paused_at is not null)
+    order by l.low_water limit 1000),
+  ready as materialized (
+    select d.due_at from lane l cross join lateral (
+      select r.due_at from orchestrator.due_work r
+      where r.tenant_id = l.tenant_id and r.queue = l.queue and r.priority = l.priority and r.state = 'ready' and r.due_at >= l.low_water
+      order by r.due_at limit 10000) as d
+    limit 10000),
+  oldest(due_at) as (
+    select d.due_at from lane l cross join lateral (
+      select r.due_at from orchestrator.due_work r
+      where r.tenant_id = l.tenant_id and r.queue = l.queue and r.priority = l.priority and r.state = 'ready' and r.due_at >= l.low_water
+      order by r.due_at limit 1) as d
+    union all
+    select d.due_at from (select s.due_at from orchestrator.due_work s
+                          where s.state in ('scheduled', 'waiting') order by s.due_at limit 1) as d),
+  busy as materialized (
+    select count(*) as runs from (select from orchestrator.due_work d where d.state = 'running' limit 100000) as r),
+  worker as materialized (
+    select w.slots, w.expires_at > m.now as is_live from orchestrator.worker w cross join moment m where w.ended_at is null)
+  select 'queue_oldest_age_seconds', '{}'::jsonb, greatest(0, coalesce(extract(epoch from m.now - min(o.due_at)), 0))::double precision
+  from moment m left join oldest o on o.due_at < 'infinity' group by m.now
+  union all
+  select 'live_runs', '{"state": "ready"}', count(*) from ready
+  union all
+  select 'live_runs', '{"state": "running"}', runs from busy
+  union all
+  select 'live_runs', jsonb_build_object('state', s.state), count(d.state)
+  from (values ('scheduled'), ('waiting')) as s(state)
+  left join (select o.state from orchestrator.due_work o where o.state in ('scheduled', 'waiting') order by o.due_at limit 10000) as d
+    on d.state = s.state
+  group by s.state
+  union all
+  select 'live_runs', '{"state": "blocked"}', count(*) from (select from orchestrator.due_work d where d.state = 'blocked' limit 10000) as b
+  union all
+  select 'workers', '{"state": "live"}', count(*) filter (where is_live) from worker
+  union all
+  select 'workers', '{"state": "silent"}', count(*) filter (where not is_live) from worker
+  union all
+  select 'worker_slots', '{"state": "busy"}', runs from busy
+  union all
+  select 'worker_slots', '{"state": "free"}', greatest(0, coalesce((select sum(slots) from worker where is_live), 0) - runs) from busy
+  union all
+  select 'runs_finished_total', jsonb_build_object('outcome', t.outcome), t.runs from orchestrator.tally t
+$$;
+comment on function orc._work_gauges() is 'Figures of work; what it counts, it counts up to a bound.';

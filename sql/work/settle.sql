@@ -68,15 +68,18 @@ begin
     insert into orchestrator.run (
       tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
       max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, output, error, labels,
-      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id, output_digest, output_bytes)
+      backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id, traceparent, correlation_id,
+      output_digest, output_bytes)
     select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, v_now, epoch, attempt,
            max_attempts, priority, case when cancel_requested_at is null then outcome else 'canceled' end, queue, kind,
            flow_id, concurrency_key, input, case when is_large then null else its_output end,
            case when cancel_requested_at is null and outcome = 'failed' then coalesce(its_error, '{"type": "unknown"}')
                 else its_error end, labels, backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at,
-           event_id, case when is_large then orc._digest(its_output) end, case when is_large then pg_column_size(its_output) end
+           event_id, traceparent, correlation_id, case when is_large then orc._digest(its_output) end,
+           case when is_large then pg_column_size(its_output) end
     from gone
-    returning tenant_id, id, output_digest)
+    returning tenant_id, id, output_digest, state),
+  noted as (insert into orchestrator.ending (outcome, runs) select state, count(*) from ended group by state)
   select count(*), array_agg(tenant_id) filter (where concurrency_key is not null),
          array_agg(concurrency_key) filter (where concurrency_key is not null),
          array_agg(tenant_id) filter (where may_wait), array_agg(run_id) filter (where may_wait),

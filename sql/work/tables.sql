@@ -67,6 +67,12 @@ comment on domain orchestrator.backoff is 'How delays between attempts grow.';
 create domain orchestrator.attempts as smallint
   constraint attempts_are_bounded check (value between 1 and 1000);
 comment on domain orchestrator.attempts is 'How many attempts a run may have.';
+create domain orchestrator.trace as text
+  constraint trace_is_a_traceparent check (length(value) = 55);
+comment on domain orchestrator.trace is 'A trace and a span of it, as W3C Trace Context writes them.';
+create domain orchestrator.request as text
+  constraint request_is_short check (length(value) <= 128);
+comment on domain orchestrator.request is 'The id of a request.';
 
 create table orchestrator.due_work (
   tenant_id text not null,
@@ -96,6 +102,8 @@ create table orchestrator.due_work (
   input jsonb,
   labels jsonb,
   error jsonb,
+  traceparent orchestrator.trace default nullif(current_setting('orchestrator.traceparent', true), ''),
+  correlation_id orchestrator.request default nullif(current_setting('orchestrator.request', true), ''),
   constraint run_is_live_once primary key (run_id, tenant_id),
   constraint state_is_a_live_one check (state in ('ready', 'running', 'scheduled', 'blocked', 'waiting')),
   constraint a_worker_holds_it_exactly_while_running check ((state = 'running') = (worker_id is not null)),
@@ -133,6 +141,8 @@ comment on column orchestrator.due_work.waiting_for is 'What a waiting run waits
 comment on column orchestrator.due_work.input is 'Its input.';
 comment on column orchestrator.due_work.labels is 'Words to find it by.';
 comment on column orchestrator.due_work.error is 'How the last attempt failed.';
+comment on column orchestrator.due_work.traceparent is 'The trace that it belongs to, as W3C Trace Context writes it: by default the setting of that name.';
+comment on column orchestrator.due_work.correlation_id is 'The request that it came from: by default the setting orchestrator.request.';
 grant select on orchestrator.due_work to orc_reader;
 
 -- The order of a claim. Only ready rows are in it.
@@ -178,6 +188,8 @@ create table orchestrator.run (
   labels jsonb,
   output_digest bytea,
   output_bytes integer,
+  traceparent text,
+  correlation_id text,
   constraint run_ends_once primary key (tenant_id, id),
   constraint state_is_a_final_one check (state in ('succeeded', 'failed', 'canceled', 'skipped')),
   constraint a_failed_run_says_why check (state <> 'failed' or error is not null),
@@ -219,7 +231,32 @@ comment on column orchestrator.run.error is 'Why it failed: type, message, and m
 comment on column orchestrator.run.labels is 'Words to find it by.';
 comment on column orchestrator.run.output_digest is 'Of an output that is too large for this row: orc.value has it.';
 comment on column orchestrator.run.output_bytes is 'How large that output is, in bytes of its binary form.';
+comment on column orchestrator.run.traceparent is 'The trace that it belonged to.';
+comment on column orchestrator.run.correlation_id is 'The request that it came from.';
 grant select on orchestrator.run to orc_reader;
+
+create table orchestrator.ending (
+  id bigint generated always as identity,
+  outcome text not null,
+  runs integer not null,
+  constraint ending_is_noted_once primary key (id)
+) with (autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_scale_factor = 0.1);
+comment on table orchestrator.ending is 'Runs that ended, and aren''t in orchestrator.tally yet: one row for each transaction and outcome.';
+comment on column orchestrator.ending.id is 'The row.';
+comment on column orchestrator.ending.outcome is 'How they ended.';
+comment on column orchestrator.ending.runs is 'How many.';
+grant select on orchestrator.ending to orc_reader;
+
+create table orchestrator.tally (
+  outcome text not null,
+  runs bigint not null,
+  constraint outcome_is_counted_once primary key (outcome)
+) with (fillfactor = 50);
+comment on table orchestrator.tally is 'How many runs have ended, by outcome. It only grows, whatever becomes of history.';
+comment on column orchestrator.tally.outcome is 'succeeded, failed, canceled or skipped.';
+comment on column orchestrator.tally.runs is 'How many.';
+grant select on orchestrator.tally to orc_reader;
+insert into orchestrator.tally (outcome, runs) values ('succeeded', 0), ('failed', 0), ('canceled', 0), ('skipped', 0);
 
 create table orchestrator.attempt (
   tenant_id text not null,

@@ -59,24 +59,27 @@ language sql as $$
     delete from orchestrator.due_work d using unnest(lost) l
     where d.tenant_id = l.tenant_id and d.run_id = l.run_id
       and (l.attempt >= l.max_attempts or l.cancel_requested_at is not null)
-    returning d.*)
+    returning d.*),
+  ended as (
   insert into orchestrator.run (
     tenant_id, id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, finished_at, epoch, attempt,
     max_attempts, priority, state, queue, kind, flow_id, concurrency_key, input, error, labels,
-    backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id)
+    backoff, backoff_seconds, backoff_limit_seconds, timeout_seconds, nominal_at, event_id, traceparent, correlation_id)
   select tenant_id, run_id, pipeline_id, worker_id, retry_of, task_id, due_at, started_at, orchestrator.now(), epoch,
          attempt, max_attempts, priority, case when cancel_requested_at is null then 'failed' else 'canceled' end, queue,
          kind, flow_id, concurrency_key, input,
          case when cancel_requested_at is null then orc._lost_error() end, labels, backoff, backoff_seconds,
-         backoff_limit_seconds, timeout_seconds, nominal_at, event_id
+         backoff_limit_seconds, timeout_seconds, nominal_at, event_id, traceparent, correlation_id
   from gone
+  returning state)
+  insert into orchestrator.ending (outcome, runs) select state, count(*) from ended group by state
 $$;
 comment on function orc._end_lost(orchestrator.due_work[]) is 'Ends lost runs that have no attempts left, or were told to cancel.';
 
 -- What ended workers left. Their runs go on as retries with the attempt counted; a run without
 -- attempts left, or one that was told to cancel, ends.
 create function orc._release_runs(most integer) returns integer
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_lost orchestrator.due_work[];

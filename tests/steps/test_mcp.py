@@ -593,6 +593,31 @@ async def test_a_remote_server_is_called_over_streamable_http(place: Place) -> N
     assert lost.type == "communication"
 
 
+async def test_a_call_over_http_has_its_own_trace_as_a_header(place: Place) -> None:
+    remote = MCPServer("remote", log_level="ERROR")
+    seen: list[bytes] = []
+
+    @remote.tool()
+    async def double(n: int) -> dict[str, int]:
+        return {"n": 2 * n}
+
+    app = remote.streamable_http_app()
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(value for name, value in scope.get("headers", ()) if name == b"traceparent")
+        await app(scope, receive, send)
+
+    async with served(noting) as url:
+        place.servers(remote={"type": "http", "url": url})
+        for trace in ("00-a-b-01", None, "00-c-d-01"):
+            context = Context(place.config, "t", "r", 1, 1, None, {}, traceparent=trace)
+            asked = {"n": 1}
+            outcome: Any = await tool.kind("remote.double").run(asked, context)  # type: ignore[misc]
+            assert outcome == Done({"n": 2})
+        await place.value("remote.double", n=1)
+    assert seen == [b"00-a-b-01", b"00-c-d-01"]
+
+
 Answering = Callable[[Any], Awaitable[Response]]
 
 

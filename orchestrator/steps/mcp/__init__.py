@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .. import Context, Outcome
+from ... import traces
+from .. import Context, Fail, Outcome, Retry
 from .servers import Server, Silent, named, servers
 
 if TYPE_CHECKING:
@@ -61,15 +62,21 @@ async def call_at(
     pool = await sessions()
     from .calling import Asked, call  # with the SDK, which is imported by now
 
-    return await call(pool, name, server, Asked(address, tools, arguments, meta(context), seconds))
+    facts = {"mcp.method.name": "tools/call", "mcp.tool.name": tools[-1]}
+    with traces.begin("MCP tools/call", context.traceparent, "client", facts) as span:
+        said = meta(context, span.traceparent)
+        outcome = await call(pool, name, server, Asked(address, tools, arguments, said, seconds))
+        if isinstance(outcome, Retry | Fail):
+            span.fail(outcome.type)
+        return outcome
 
 
 KEY = "orchestrator/idempotency-key"
 
 
-def meta(context: Context) -> dict[str, Any]:
+def meta(context: Context, traceparent: str | None) -> dict[str, Any]:
     """What goes beside the arguments: the same key on every attempt, and the trace."""
-    said = {KEY: context.key, "traceparent": context.traceparent}
+    said = {KEY: context.key, "traceparent": traceparent}
     return {name: value for name, value in said.items() if value}
 
 

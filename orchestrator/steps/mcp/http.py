@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import msgspec
 from mcp.client._transport import ReadStream
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
@@ -48,6 +49,8 @@ class _Bounded(httpx2.AsyncBaseTransport):
         self._inner, self._aside = inner, aside
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if (trace := _trace_of(await request.aread())) is not None:
+            request.headers["traceparent"] = trace
         response = await self._inner.handle_async_request(request)
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -59,6 +62,31 @@ class _Bounded(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+class _Meta(msgspec.Struct):
+    traceparent: str | None = None
+
+
+class _Params(msgspec.Struct):
+    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
+
+
+class _Asked(msgspec.Struct):
+    params: _Params = msgspec.field(default_factory=_Params)
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+def _trace_of(body: bytes) -> str | None:
+    """Of the call that a message is: the SDK sends them all from one task, which has no trace."""
+    if b"traceparent" not in body:
+        return None
+    try:
+        return _ASKED.decode(body).params.meta.traceparent
+    except msgspec.MsgspecError:
+        return None
 
 
 class _Message(httpx2.AsyncByteStream):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -95,7 +96,8 @@ class Session:
         self._stirred = asyncio.Event()
         self._settled = asyncio.Event()  # it can be called, or it never will be
         self._listing = asyncio.Lock()
-        self.task = asyncio.create_task(self._live(), name=f"mcp {name}")
+        alone = contextvars.Context()  # of no call, though the first one starts it
+        self.task = asyncio.create_task(self._live(), name=f"mcp {name}", context=alone)
 
     @property
     def usable(self) -> bool:
