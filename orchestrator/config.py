@@ -178,6 +178,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     app_env: str = "production"  # development lets the system agent's id work as a key, on loopback
     api_host: str = "127.0.0.1"
     port: int = 8080
+    api_url: str = ""  # where the command line asks; empty: where it logged in, or this machine
+    api_key: str = ""  # the key that it shows there; empty: what `orc login` keeps
     cors_origins: tuple[str, ...] = ("http://localhost:3000",)
     body_limit: int = 1_048_576  # bytes of a request's body
     body_timeout: float = 10.0  # seconds for a request's head, and again for its body
@@ -233,6 +235,8 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "JWT_EXPIRE_MINUTES": ("jwt_expire_minutes", _count),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("auto", "json", "console")),
+    "ORCHESTRATOR_KEY": ("api_key", str),
+    "ORCHESTRATOR_URL": ("api_url", _url("https", "http")),
     "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
     "MCP_SERVERS_PATH": ("mcp_servers_path", lambda text: ROOT / text),
     "TOOL_CATALOG_PATH": ("tool_catalog_path", lambda text: ROOT / text),
@@ -260,6 +264,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 SECRET = {
     "JWT_SECRET",
     "JWT_SECRET_KEY",
+    "ORCHESTRATOR_URL",
     "ORC_LLM_URL",
     "ORC_SECRETS_KEY",
     "ORC_SMTP_URL",
