@@ -2,8 +2,8 @@
 
 What has a route goes over HTTP, with a key (`nouns`, `retry`, `tail`, `login`): scopes, owners,
 limits and the audit hold there, and one needs no database. What is about the place itself (`db`,
-`queue`, `worker`, `top`, `doctor`, `secret`, the processes, `run FILE`) goes to the database, for whoever has it.
-No command does both ways.
+`queue`, `worker`, `top`, `doctor`, `secret`, `run FILE`, the processes) goes to the database, for
+whoever has it. No command goes both ways.
 """
 
 from __future__ import annotations

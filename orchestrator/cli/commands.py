@@ -1,8 +1,8 @@
 """A row of a table becomes a command: a request, its options, and the columns of its answer.
 
 Options are written as words: `status:active|paused` is a choice, `priority:int` a number, `q` text;
-with `!` they are required. They become the query of a GET or a DELETE and the body of a POST or a PUT.
-tests/test_cli_table.py holds them to what the API takes.
+with `!` they are required. They become the query of a GET or a DELETE, and the body of a POST or a
+PUT. tests/test_cli_nouns.py holds them to what the API takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Optional
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import typer
@@ -118,14 +118,14 @@ def _asked(row: Command) -> list[tuple[str, dict[str, Any]]]:
     ]
     if row.file:
         say = typer.Argument(help="JSON (.json) or YAML, - for standard input.", metavar="FILE")
-        found.append(("file", {"annotation": Annotated[Optional[Path], say], "default": None}))
+        found.append(("file", {"annotation": Annotated[Path | None, say], "default": None}))
     found += [_option(word) for word in words(row)]
     if row.is_paged:
         say = typer.Option(min=1, max=MOST, help="At most so many.")
         found.append(("limit", {"annotation": Annotated[int, say], "default": LIMIT}))
     if row.waits:
         say = typer.Option(min=1, max=60, help="Seconds to wait for the run to end.")
-        found.append(("wait", {"annotation": Annotated[Optional[int], say], "default": None}))
+        found.append(("wait", {"annotation": Annotated[int | None, say], "default": None}))
     if row.asks:
         found.append(("yes", {"annotation": core.Yes, "default": False}))
     return [*found, ("output", {"annotation": core.Output, "default": "table"})]
@@ -140,7 +140,7 @@ def _option(word: Word) -> tuple[str, dict[str, Any]]:
     say = typer.Option(*names, help=MEANINGS.get(word.field, ""))
     if word.is_required:
         return word.name, {"annotation": Annotated[kind, say]}
-    return word.name, {"annotation": Annotated[Optional[kind], say], "default": None}
+    return word.name, {"annotation": Annotated[kind | None, say], "default": None}
 
 
 # What is said becomes what is sent

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 import typer
 import typer.core
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -174,7 +174,7 @@ def show(
             if (id := at(row, key)) is not None:
                 print(id)
     elif listed:
-        paper().print(table(listed, list(columns)))
+        put(table(listed, list(columns)))
     elif empty:
         print(empty)
 
@@ -189,11 +189,11 @@ def show_one(row: Mapping[str, Any], form: Form, key: str = "id") -> None:
     for name, value in row.items():
         if name not in inner and value not in (None, [], {}):
             card.add_row(name.replace("_", " "), Text(cell(value), _style(value)))
-    paper().print(card)
+    put(card)
     for name, rows in inner.items():
         columns = [n for n in rows[0] if any(one.get(n) not in (None, [], {}) for one in rows)]
         print(f"\n{name.replace('_', ' ')}")
-        paper().print(table(rows, columns))
+        put(table(rows, columns))
 
 
 def at(row: Mapping[str, Any], path: str) -> Any:
@@ -208,9 +208,15 @@ def _is_listing(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def paper() -> Console:
+def put(drawn: RenderableType) -> None:
     """A terminal is as wide as it is; a file, or a program, gets lines as long as they are."""
-    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(drawn)
+        return
+    console = Console(width=10_000, highlight=False)
+    with console.capture() as held:
+        console.print(drawn)
+    print("\n".join(line.rstrip() for line in held.get().splitlines()))
 
 
 def table(rows: list[Mapping[str, Any]], columns: list[str]) -> Table:
@@ -223,6 +229,10 @@ def table(rows: list[Mapping[str, Any]], columns: list[str]) -> Table:
     for row in rows:
         made.add_row(*(Text(cell(row.get(name)), _style(row.get(name))) for name in columns))
     return made
+
+
+def raw(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
@@ -247,7 +257,7 @@ def cell(value: Any) -> str:
         return ""
     if hasattr(value, "strftime"):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = raw(value)
     if found := INSTANT.fullmatch(text):
         return f"{found[1]} {found[2]}"
     return text.translate(CONTROLS)

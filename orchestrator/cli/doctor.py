@@ -10,11 +10,9 @@ import msgspec
 import psycopg
 import typer
 
-from .. import auth, config, db, schema
+from .. import config, db
 from ..errors import Misconfigured, Problem, Unfit
-from ..sinks import redis
 from . import core, place
-from .remote import remote
 
 app = typer.Typer()
 
@@ -35,9 +33,10 @@ class Finding(msgspec.Struct):
 
 @app.command()
 def doctor(output: core.Output = "table") -> None:
-    """Look at settings, database, schema, invariants, workers, schedulers, queues, sinks and API; say
-    what is wrong, and what to do next. Exit status 1 when something is wrong; a warning is no such
-    thing."""
+    """Say what is wrong with this place, and what to do next.
+
+    It looks at settings, database, schema, invariants, workers, schedulers, queues, sinks and API.
+    Exit status 1 when something is wrong; a warning is no such thing."""
     found = core.run(_examined())
     rows = [msgspec.structs.asdict(finding) for finding in found]
     core.show(rows, output, ("status", "check", "found", "next"), key="check")
@@ -77,6 +76,8 @@ async def _database(settings: config.Config) -> AsyncIterator[Finding]:
 
 
 async def _schema(url: str) -> Finding:
+    from .. import schema
+
     state = await schema.status(url)
     said = f"{state.schema}, on PostgreSQL {state.server_version}"
     if state.schema != "current" or state.verbs != "current":
@@ -89,7 +90,7 @@ async def _facts(connection: db.Connection, settings: config.Config) -> AsyncIte
     answers = await db.call_together(connection, *((name, {}) for name in names))
     rows = dict(zip(names, answers, strict=True))
     yield _clock(rows["overview"][0]["at"])
-    yield from_rows("invariants", rows["check"])
+    yield _invariants(rows["check"])
     yield _workers(rows["list_workers"])
     yield _schedulers(rows["overview"][0]["schedulers"])
     for finding in (*_queues(rows["list_queues"]), *_sinks(rows["list_sinks"])):
@@ -106,12 +107,12 @@ def _clock(there: datetime) -> Finding:
     return Finding("ok", "clock", "agrees with the database's")
 
 
-def from_rows(check: str, broken: list[db.Row]) -> Finding:
+def _invariants(broken: list[db.Row]) -> Finding:
     if not broken:
-        return Finding("ok", check, "all hold")
+        return Finding("ok", "invariants", "all hold")
     first = broken[0]
     said = f"{len(broken)} broken: {first['invariant']}: {first['subject']}"
-    return Finding("wrong", check, said, f"bin/check lists them; {first['detail']}")
+    return Finding("wrong", "invariants", said, f"bin/check lists them; {first['detail']}")
 
 
 def _workers(rows: list[db.Row]) -> Finding:
@@ -174,6 +175,8 @@ def _transactions(gauges: list[db.Row]) -> Finding:
 
 
 async def _tokens(settings: config.Config) -> Finding:
+    from .. import auth
+
     try:
         await auth.refuse_missing_secret(settings)
     except Misconfigured as error:
@@ -183,6 +186,8 @@ async def _tokens(settings: config.Config) -> Finding:
 
 async def _outside(settings: config.Config) -> AsyncIterator[Finding]:
     if settings.redis_url:
+        from ..sinks import redis
+
         is_alive = await redis.is_alive(settings.redis_url)
         yield (
             Finding("ok", "Redis", "answers")
@@ -193,6 +198,8 @@ async def _outside(settings: config.Config) -> AsyncIterator[Finding]:
 
 
 async def _api() -> Finding:
+    from .remote import remote
+
     try:
         where = place.present()
         async with remote(where) as api:

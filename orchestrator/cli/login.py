@@ -25,8 +25,10 @@ def login(
         str, typer.Option(metavar="AGENT", help="Have the database issue a key of this agent.")
     ] = "",
 ) -> None:
-    """Keep a key, or a user's tokens, for this API. Key or password come from standard input, or are
-    asked for: they stand in no list of processes and in no history of a shell.
+    """Keep a key, or a user's tokens, for the commands that ask the API.
+
+    Key or password come from standard input, or are asked for: they stand in no list of processes
+    and in no history of a shell.
 
     The first key of an installation: orc login --issue system, where the database is.
     """

@@ -27,7 +27,7 @@ TASKS = [
             "id status schedule_kind schedule_expr next_run_at title"),
     Command("show", "GET", "/tasks/{task}", "A task, with its rule and its next run."),
     Command("create", "POST", "/tasks",
-            "Make a task: of a file as POST /tasks takes it, or of a pipeline's; options add to it.",
+            "Make a task of a file as POST /tasks takes it, or of a pipeline's and options.",
             TASK, file="payload"),
     Command("update", "PUT", "/tasks/{task}", "Change what is named; a new rule holds at once.",
             TASK, file="payload"),

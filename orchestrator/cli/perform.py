@@ -64,7 +64,7 @@ async def _list(row: Command, path: str, query: dict[str, Any], most: int, form:
 
 
 def _texts(query: dict[str, Any]) -> dict[str, str]:
-    return {n: v if isinstance(v, str) else msgspec.json.encode(v).decode() for n, v in query.items()}
+    return {name: core.raw(value) for name, value in query.items()}
 
 
 async def _do(

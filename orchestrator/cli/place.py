@@ -1,7 +1,7 @@
 """Where the API is, and the key that is shown there.
 
-ORCHESTRATOR_URL and ORCHESTRATOR_KEY come first, then what `orc login` keeps, then this machine. What
-was kept for one place is never shown to another.
+ORCHESTRATOR_URL and ORCHESTRATOR_KEY come first, then what `orc login` keeps, then this machine.
+What was kept for one place is never shown to another.
 """
 
 from __future__ import annotations

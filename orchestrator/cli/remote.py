@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 import msgspec
 
 from .. import __version__
 from . import core, place
 from .place import Place
+
+if TYPE_CHECKING:
+    import httpx2  # whoever asks nothing needn't wait for it
 
 SECONDS = 30.0
 """Without a byte. Who waits for a run says how long."""
@@ -45,11 +47,12 @@ class Remote:
     async def _send(
         self, method: str, path: str, query: Any, body: Any, headers: Mapping[str, str], wait: float
     ) -> httpx2.Response:
-        given = {"headers": {**headers, **self._key()}, "timeout": SECONDS + wait}
-        if body is not msgspec.UNSET:
-            given["content"] = msgspec.json.encode(body)
-            given["headers"]["Content-Type"] = "application/json"
-        return await self.client.request(method, self.place.url + path, params=query, **given)
+        content = None if body is msgspec.UNSET else msgspec.json.encode(body)
+        kind = {} if content is None else {"Content-Type": "application/json"}
+        return await self.client.request(
+            method, self.place.url + path, params=query, content=content,
+            headers={**headers, **kind, **self._key()}, timeout=SECONDS + wait,
+        )  # fmt: skip
 
     def _key(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.place.bearer}"} if self.place.bearer else {}
@@ -125,6 +128,8 @@ def with_tokens(where: Place, pair: dict[str, Any]) -> Place:
 @asynccontextmanager
 async def remote(where: Place | None = None) -> AsyncIterator[Remote]:
     """The place of now, unless another one is named. Proxies aren't asked for this machine."""
+    import httpx2
+
     where = where or place.present()
     agent = {"User-Agent": f"orc/{__version__}", "Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(headers=agent, trust_env=not where.is_here) as client:
@@ -137,6 +142,8 @@ async def remote(where: Place | None = None) -> AsyncIterator[Remote]:
 @contextmanager
 def reached(where: Place) -> Iterator[None]:
     """A place that can't be reached is said in one line."""
+    import httpx2
+
     try:
         yield
     except httpx2.TimeoutException:

@@ -27,7 +27,9 @@ def retry(
     yes: core.Yes = False,
     output: core.Output = "table",
 ) -> None:
-    """Retry failed runs that weren't retried yet. Asks, with their number, unless --yes says so.
+    """Retry failed runs that weren't retried yet, by a filter.
+
+    Asks, with their number, unless --yes says so.
 
     orc retry --where error_type=timeout --where start_time=2h --per-second 5
     """
@@ -72,8 +74,9 @@ def explain(
     at: Annotated[str, typer.Option(help="An instant at which the task did not run.")] = "",
     output: core.Output = "table",
 ) -> None:
-    """Say why a run is where it is, or why a task did not run at an instant: every cause, with its
-    evidence and when it clears."""
+    """Say why a run is where it is, or why a task did not run.
+
+    Every cause, with its evidence and when it clears."""
     causes = core.run(_causes(str(id), _instant(at) if at else ""))
     if output != "table":
         core.show(causes, output, (), key="cause")

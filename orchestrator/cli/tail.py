@@ -29,9 +29,10 @@ def tail(
     most: Annotated[int, typer.Option("-n", "--count", min=0, help="End after so many.")] = 0,
     output: core.Output = "table",
 ) -> None:
-    """Follow events as they are published; or a run, or a task. A lost connection is made anew, and
-    nothing is missed: it goes on after the last one that was told. With --run the exit status says
-    how it ended, as that of `orc run --wait` does."""
+    """Follow events as they are published; or a run, or a task.
+
+    A lost connection is made anew, and nothing is missed: it goes on after the last one that was
+    told. With --run the exit status says how it ended, as that of `orc run --wait` does."""
     if sum(map(bool, (topic, run, task))) > 1:
         raise core.Failure("one of --topic, --run and --task", core.Exit.USAGE)
     path = f"/runs/{run}/events" if run else f"/tasks/{task}/events" if task else "/events/stream"
@@ -47,7 +48,8 @@ async def _follow(
     path: str, query: dict[str, Any], is_run: bool, most: int, form: core.Form
 ) -> dict[str, Any]:
     """The last that was told. Streams end by themselves now and then: it comes again."""
-    last, told, lost, data = "", 0, 0, dict[str, Any]()
+    last, told, lost = "", 0, 0
+    data: dict[str, Any]
     async with remote() as api:
         while True:
             try:

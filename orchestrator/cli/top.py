@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
 from .. import db
@@ -25,8 +24,9 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
     output: core.Output = "table",
 ) -> None:
-    """Show queues, workers and the rate of finished runs, again and again until Ctrl-C; once where
-    nobody watches. With -o jsonl a line for each look."""
+    """Show queues, workers and the rate of finished runs.
+
+    Again and again until Ctrl-C; once where nobody watches. With -o jsonl a line for each look."""
     if output == "id":
         raise core.Failure("an overview has no ids: -o table, json or jsonl", core.Exit.USAGE)
     once = once or output == "json" or (output == "table" and not sys.stdout.isatty())
@@ -37,6 +37,8 @@ def top(
 
 
 async def _watch(interval: float | None, form: core.Form) -> None:
+    from rich.live import Live
+
     async with await core.connect(core.settings().database_url) as connection:
         seen = await _look(connection, None)
         if interval is None or form != "table":
@@ -45,7 +47,7 @@ async def _watch(interval: float | None, form: core.Form) -> None:
                 await asyncio.sleep(interval)
                 _print(seen := await _look(connection, seen), form)
             return
-        with Live(_page(seen), console=core.paper(), screen=True, auto_refresh=False) as live:
+        with Live(_page(seen), screen=True, auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(interval)
                 seen = await _look(connection, seen)
@@ -66,7 +68,7 @@ async def _look(connection: db.Connection, before: Overview | None) -> Overview:
 
 def _print(seen: Overview, form: core.Form) -> None:
     if form == "table":
-        core.paper().print(_page(seen))
+        core.put(_page(seen))
     else:
         core.say(seen)
         sys.stdout.flush()
