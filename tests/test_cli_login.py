@@ -115,7 +115,7 @@ async def test_a_key_of_one_place_is_never_shown_to_another(there: Running, orc:
 
     async def listen(asked: Heard, writer: asyncio.StreamWriter) -> None:
         heard.append(asked.headers.get("authorization", ""))
-        await says(200, "[]", "application/json")(asked, writer)
+        await says(404)(asked, writer)
 
     assert (await orc("login", there.url, "--issue", "system")).status == 0
     async with peer(listen) as other:
@@ -163,6 +163,13 @@ async def test_an_api_that_is_not_there_is_one_line(orc: Terminal) -> None:
         assert done.status == 69
         assert done.err.count("\n") == 1
         assert "start it with bin/api or bin/up" in done.err
+
+
+async def test_another_service_that_answers_well_is_no_api(orc: Terminal) -> None:
+    async with peer(says(200, "<html>Welcome</html>")) as other:
+        orc.set(ORCHESTRATOR_URL=other.url)
+        done = await orc("task", "list")
+    assert (done.status, "answered 200, but not as this API does" in done.err) == (1, True)
 
 
 @pytest.mark.parametrize(("status", "exit"), [(500, 69), (503, 69), (429, 69), (422, 2), (404, 1)])

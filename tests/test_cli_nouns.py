@@ -154,7 +154,18 @@ async def test_a_task_is_made_of_a_file_and_read_back_in_every_form(shop: Shop) 
     assert listed["id"] == task
     assert (await shop.orc("task", "list", "-o", "jsonl")).json == listed
     head, line = (await shop.orc("task", "list")).lines
-    assert head.split() == "id status schedule kind schedule expr next run at title".split()
+    assert head.split() == [
+        "id",
+        "status",
+        "schedule",
+        "kind",
+        "schedule",
+        "expr",
+        "next",
+        "run",
+        "at",
+        "title",
+    ]
     assert line.split()[:4] == [task, "active", "cron", "@daily"]
     shown = (await shop.orc("task", "show", task)).out
     assert re.search(r"^title +Morning report$", shown, re.M)

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -76,8 +77,8 @@ class Starts(typer.core.TyperGroup):
     """A noun that is a command, too: what is no name of its commands goes to `start`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        first = args[0] if args else "-"
-        is_ours = first in self.commands or first in ("-h", "--help")
+        first = args[0] if args else "" if ctx.resilient_parsing else "-"
+        is_ours = first in self.commands or first in ("", "-h", "--help")
         if not is_ours and (first.startswith("-") or "." in first or Path(first).exists()):
             args = ["start", *args]
         return super().parse_args(ctx, args)
@@ -219,20 +220,31 @@ def put(drawn: RenderableType) -> None:
     print("\n".join(line.rstrip() for line in held.get().splitlines()))
 
 
+SHORT = 24
+"""Characters of a column that is never cut off, where there is any room."""
+
+
 def table(rows: list[Mapping[str, Any]], columns: list[str]) -> Table:
-    """A line for each row: what doesn't fit is cut off, but for ids."""
+    """A line for each row. Where the terminal is too narrow, the longest texts are cut off."""
     made = Table(box=None, pad_edge=False)
     for name in columns:
-        is_id = name == "id" or name.endswith("_id")
-        width = max(len(cell(row.get(name))) for row in rows) if is_id else None
-        made.add_column(name.replace("_", " "), no_wrap=True, min_width=width)
+        longest = max(len(cell(row.get(name))) for row in rows)
+        is_whole = longest <= SHORT or name in ("id", "run") or name.endswith("_id")
+        width = longest if is_whole else None
+        made.add_column(name.replace("_", " "), no_wrap=is_whole, min_width=width)
     for row in rows:
-        made.add_row(*(Text(cell(row.get(name)), _style(row.get(name))) for name in columns))
+        made.add_row(*(_drawn(row.get(name)) for name in columns))
     return made
 
 
+def _drawn(value: Any) -> Text:
+    return Text(cell(value), _style(value), no_wrap=True, overflow="ellipsis")
+
+
 def raw(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if isinstance(value, str | UUID):
+        return str(value)
+    return msgspec.json.encode(value).decode()
 
 
 INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")

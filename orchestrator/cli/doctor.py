@@ -67,6 +67,7 @@ async def _database(settings: config.Config) -> AsyncIterator[Finding]:
         return
     settings = msgspec.structs.replace(settings, database_url=url)
     async with connection:
+        yield Finding("ok", "database", "answers")
         try:
             yield await _schema(url)
             async for finding in _facts(connection, settings):

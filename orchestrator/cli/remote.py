@@ -42,7 +42,10 @@ class Remote:
             if answer.status_code == 401 and await self._renewed():
                 answer = await self._send(method, path, query, body, headers or {}, wait)
         refuse(self.place, answer)
-        return msgspec.json.decode(answer.content) if answer.content else None
+        try:
+            return msgspec.json.decode(answer.content) if answer.content else None
+        except msgspec.DecodeError:
+            raise core.Failure(_foreign(self.place, answer)) from None
 
     async def _send(
         self, method: str, path: str, query: Any, body: Any, headers: Mapping[str, str], wait: float
@@ -180,7 +183,7 @@ def _words(where: Place, answer: httpx2.Response) -> str:
     try:
         said = msgspec.json.decode(answer.content, type=Said)
     except msgspec.MsgspecError:
-        return f"{where.url} answered {answer.status_code}, but not as this API does: check the URL"
+        return _foreign(where, answer)
     lines = [said.message]
     if isinstance(said.detail, list):
         lines += [f"  {_path(one)}: {one['msg']}" for one in said.detail]
@@ -192,6 +195,10 @@ def _words(where: Place, answer: httpx2.Response) -> str:
     elif answer.status_code == 401:
         lines.append(f"  there is no key for {where.url}: {place.WAYS}")
     return "\n".join(lines)
+
+
+def _foreign(where: Place, answer: httpx2.Response) -> str:
+    return f"{where.url} answered {answer.status_code}, but not as this API does: check the URL"
 
 
 class Said(msgspec.Struct):
