@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def on_a_terminal(tmp_path: Path, columns: int, **more: str) -> str:
 
 
 def test_a_table_fits_its_terminal_and_its_ids_are_whole(tmp_path: Path) -> None:
-    shown = on_a_terminal(tmp_path, 70, NO_COLOR="1").splitlines()
+    shown = re.sub(r"\x1b\[\dm", "", on_a_terminal(tmp_path, 70, NO_COLOR="1")).splitlines()
     assert len(shown) == 2
     assert ID in shown[1]
     assert all(len(line) <= 70 for line in shown)
