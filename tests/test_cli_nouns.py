@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from crew import Crew, until
 from terminal import Terminal
 
 from orchestrator import api, db
+from orchestrator.cli import core, remote
 from orchestrator.cli.commands import Command, instant, words
 from orchestrator.cli.nouns import AUDIT, FAILURES, FILTER, NOUNS
 from orchestrator.steps import Fail
@@ -65,7 +67,7 @@ def test_a_row_asks_for_what_the_api_takes(row: Command) -> None:
     assert missing <= {word.field for word in words(row)}
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.is_paged], ids=lambda row: str(row.path))
+@pytest.mark.parametrize("row", [r for r in ROWS if r.pages], ids=lambda row: str(row.path))
 def test_a_list_has_every_filter_of_its_route(row: Command) -> None:
     assert {word.field for word in words(row)} == fields(row).keys() - BY_ITSELF
 
@@ -231,10 +233,7 @@ async def test_a_list_turns_pages_until_it_has_as_many_as_were_asked_for(shop: S
          "payload": {"pipeline": [{"id": "a", "uses": "set", "with": {}}]}}
         for n in range(230)
     ]  # fmt: skip
-    await shop.orc("task", "list")
-    from orchestrator.cli.remote import remote
-
-    async with remote() as there:
+    async with remote.remote() as there:
         await there.ask("POST", "/tasks/bulk", body={"items": items})
     all_ids = (await shop.orc("task", "list", "--limit", "1000", "-o", "id")).lines
     assert len(set(all_ids)) == 230
@@ -409,9 +408,54 @@ async def test_tail_follows_a_run_to_its_end_and_its_status_says_how(shop: Shop)
     assert (await shop.orc("tail", "--run", fine, "--task", task)).status == 2
 
 
-async def test_tail_hears_of_events_as_they_come(shop: Shop) -> None:
-    import asyncio
+async def test_tail_tells_the_log_of_a_run_in_its_place_and_logs_lists_it(shop: Shop) -> None:
+    steps = [
+        {"id": "say", "uses": "log.write", "with": {"message": "counting", "facts": {"n": 3}}},
+        {"id": "wait", "uses": "do", "with": {"name": "a"}},
+        {"id": "end", "uses": "log.write", "with": {"level": "warning", "message": "counted"}},
+    ]
+    shop.tool.hold("a")
+    task = await shop.task(payload={"pipeline": steps})
+    run = (await shop.orc("task", "run", task, "-o", "id")).out.strip()
+    heard = asyncio.create_task(shop.orc("tail", "--run", run))
+    await until(lambda: shop.tool.inside, within=30)
+    shop.tool.free()
+    lines = (await heard).lines
+    places = [n for n, line in enumerate(lines) if "counting" in line or "counted" in line]
+    assert len(places) == 2
+    assert lines[places[0]].endswith('info: counting {"n":3}')
+    assert places[1] < len(lines) - 1
+    assert lines[-1].endswith(f"run {run} succeeded")
+    listed = (await shop.orc("run", "logs", run, "-o", "json")).json
+    assert [(one["level"], one["message"]) for one in listed] == [
+        ("info", "counting"), ("warning", "counted"),
+    ]  # fmt: skip
+    assert len((await shop.orc("run", "logs", run, "--limit", "1", "-o", "id")).lines) == 1
 
+
+async def test_a_tail_that_was_cut_off_goes_on_and_tells_nothing_twice(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream breaks after one entry, then after two, …; its last seconds are told each time."""
+    told, count = remote.Remote.events, 0
+
+    async def broken(self: remote.Remote, *asked: Any) -> AsyncIterator[tuple[str, str, Any]]:
+        nonlocal count
+        left = count = count + 1
+        async for event in told(self, *asked):
+            yield event
+            if (left := left - 1) == 0:
+                raise core.Failure("cut off", core.Exit.UNAVAILABLE)
+
+    task = await shop.task()
+    run = await shop.ran(task)
+    whole = (await shop.orc("tail", "--run", run)).lines
+    monkeypatch.setattr(remote.Remote, "events", broken)
+    assert (await shop.orc("tail", "--run", run)).lines == whole
+    assert count == len(whole) > 2
+
+
+async def test_tail_hears_of_events_as_they_come(shop: Shop) -> None:
     heard = asyncio.create_task(shop.orc("tail", "--topic", "orders.*", "-n", "2", "-o", "jsonl"))
 
     async def publish() -> bool:

@@ -36,14 +36,11 @@ class Command(NamedTuple):
     file: str = ""  # what the file is that it takes: the whole body, or this field of it
     asks: str = ""  # before it destroys something
     waits: bool = False  # it starts a run, whose end can be waited for
+    pages: bool = False  # its list is read page after page
 
     @property
     def is_list(self) -> bool:
         return bool(self.columns)
-
-    @property
-    def is_paged(self) -> bool:
-        return self.is_list and self.method == "GET" and "{" not in self.path
 
 
 class Word(NamedTuple):
@@ -120,7 +117,7 @@ def _asked(row: Command) -> list[tuple[str, dict[str, Any]]]:
         say = typer.Argument(help="JSON (.json) or YAML, - for standard input.", metavar="FILE")
         found.append(("file", {"annotation": Annotated[Path | None, say], "default": None}))
     found += [_option(word) for word in words(row)]
-    if row.is_paged:
+    if row.pages:
         say = typer.Option(min=1, max=MOST, help="At most so many.")
         found.append(("limit", {"annotation": Annotated[int, say], "default": LIMIT}))
     if row.waits:

@@ -24,7 +24,7 @@ STATUS = "status:active|paused|canceled|completed"
 TASKS = [
     Command("list", "GET", "/tasks", "Tasks, newest first.",
             f"{STATUS} created_by {KIND} q label",
-            "id status schedule_kind schedule_expr next_run_at title"),
+            "id status schedule_kind schedule_expr next_run_at title", pages=True),
     Command("show", "GET", "/tasks/{task}", "A task, with its rule and its next run."),
     Command("create", "POST", "/tasks",
             "Make a task of a file as POST /tasks takes it, or of a pipeline's and options.",
@@ -52,10 +52,12 @@ TASKS = [
 
 RUNS = [
     Command("list", "GET", "/runs", "Runs, newest first.", FILTER,
-            "id state kind attempt created_at finished_at error"),
+            "id state kind attempt created_at finished_at error", pages=True),
     Command("show", "GET", "/runs/{run}", "A run with its steps and attempts."),
     Command("output", "GET", "/runs/{run}/output", "What came out, whole, as JSON.", "step",
             key=""),
+    Command("logs", "GET", "/runs/{run}/logs", "The lines that it wrote; `orc tail` follows them.",
+            "", "at level message facts", pages=True),
     Command("why", "GET", "/runs/{run}/why", "Why it is where it is.", "",
             "cause evidence clears", key="cause"),
     Command("cancel", "POST", "/runs/{run}/cancel", "End it, or tell a running one to stop.",
@@ -70,14 +72,14 @@ RUNS = [
 
 EVENTS = [
     Command("list", "GET", "/events", "What was published, newest first.", "topic since:time",
-            "event_id topic published_at source payload", key="event_id"),
+            "event_id topic published_at source payload", key="event_id", pages=True),
     Command("publish", "POST", "/events", "Publish an event; tasks that listen to it start.",
             "topic! payload:json source_agent_id event_id", key="details.event_id"),
 ]  # fmt: skip
 
 AGENTS = [
     Command("list", "GET", "/agents", "The agents of the tenant.", "",
-            "id name disabled scopes last_used_at"),
+            "id name disabled scopes last_used_at", pages=True),
     Command("show", "GET", "/agents/{agent}", "An agent and its live keys."),
     Command("create", "POST", "/agents", "Make an agent; its key is shown this once.",
             "name! scopes:list webhook_url expires_at:time"),
@@ -94,11 +96,12 @@ AGENTS = [
 
 FAILURES = Command(
     "failures", "GET", "/runs/failures", "Failed runs, grouped by what went wrong.", FILTER,
-    "fingerprint runs type last_at latest_run message", key="fingerprint",
+    "fingerprint runs type last_at latest_run message", key="fingerprint", pages=True,
 )  # fmt: skip
 AUDIT = Command(
     "audit", "GET", "/audit", "Who changed what, newest first.",
     "actor action subject since:time until:time", "at actor_name action subject details",
+    pages=True,
 )  # fmt: skip
 
 NOUNS = {

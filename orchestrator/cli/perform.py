@@ -23,7 +23,7 @@ def perform(row: Command, given: dict[str, Any]) -> None:
     if row.asks:
         core.sure(row.asks.format(**given), given["yes"])
     path = _filled(row.path, places)
-    if row.is_paged:
+    if row.pages:
         core.run(_list(row, path, said, given["limit"], form))
     else:
         core.run(_do(row, path, said, given.get("wait"), form))
