@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import re
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from acts import Tool
 from conftest import Make, Serve
 from crew import Crew, until
-from terminal import Terminal
+from terminal import Terminal, environment
 
 from orchestrator import api, db
 from orchestrator.cli import core, remote
@@ -284,6 +287,26 @@ async def test_a_canceled_task_is_canceled_with_yes_only(shop: Shop) -> None:
     assert (await shop.orc("task", "show", task, "-o", "json")).json["status"] == "canceled"
     done = await shop.orc("task", "resume", task)
     assert (done.status, "canceled" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", "canceled"), ("n", "active"), ("", "active")])
+async def test_on_a_terminal_it_asks_and_does_as_it_is_told(
+    shop: Shop, answer: str, status: str
+) -> None:
+    task = await shop.task()
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "orchestrator.cli", "task", "cancel", task, stdin=theirs,
+        stdout=theirs, stderr=theirs,
+        env=environment(shop.folder, ORCHESTRATOR_URL=os.environ["ORCHESTRATOR_URL"]),
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    assert (await asyncio.wait_for(process.wait(), 60) == 0) is (answer == "y")
+    said = os.read(ours, 65536)
+    os.close(ours)
+    assert f"Task {task} ends for good. Sure?".encode() in said
+    assert (await shop.orc("task", "show", task, "-o", "json")).json["status"] == status
 
 
 async def test_events_are_published_listed_and_tailed(shop: Shop) -> None:

@@ -148,7 +148,8 @@ async def connect(url: str) -> db.Connection:
 
 def note(words: str) -> None:
     """What people read beside the output."""
-    Console(stderr=True, highlight=False).print(escape(telemetry.mask(words)), soft_wrap=True)
+    said = escape(readable(telemetry.mask(words)))
+    Console(stderr=True, highlight=False).print(said, soft_wrap=True)
 
 
 def say(value: Any) -> None:
@@ -251,6 +252,10 @@ INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """A title must not steer the terminal of whoever lists it."""
 
+def readable(words: str) -> str:
+    return "\n".join(line.translate(CONTROLS) for line in words.split("\n"))
+
+
 STYLES = {
     "succeeded": "green", "active": "green", "live": "green", "ok": "green", "fired": "green",
     "failed": "red", "silent": "red", "wrong": "bold red", "down": "red", "running": "cyan",
@@ -294,7 +299,6 @@ def guarded(work: typer.Typer) -> None:
 
 
 def _failed(error: Exception, status: Exit) -> int:
-    lines = telemetry.mask(str(error).strip()).splitlines()
-    said = escape("\n".join(line.translate(CONTROLS) for line in lines))
+    said = escape(readable(telemetry.mask(str(error).strip())))
     Console(stderr=True).print("[bold red]error[/]", said, soft_wrap=True)
     return int(status)
