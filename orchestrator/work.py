@@ -49,7 +49,7 @@ class FailureQuery(Filter):
 
 
 class LogQuery(Request):
-    """Lines after that of the cursor, which is the `next_cursor` of a page, or the last line's id."""
+    """Lines after that of the cursor: the `next_cursor` of a page, or the id of the last line."""
 
     limit: Limit = 50
     cursor: UUID | None = None

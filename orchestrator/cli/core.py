@@ -252,6 +252,7 @@ INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """A title must not steer the terminal of whoever lists it."""
 
+
 def readable(words: str) -> str:
     return "\n".join(line.translate(CONTROLS) for line in words.split("\n"))
 

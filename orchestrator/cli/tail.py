@@ -26,8 +26,8 @@ def tail(
     topic: Annotated[
         str, typer.Option(help="Events of this topic; * is a segment. None: all but our own.")
     ] = "",
-    run: Annotated[UUID | None, typer.Option(help="Follow this run and its log, until it ends.")] = None,
-    task: Annotated[UUID | None, typer.Option(help="Follow this task and its runs.")] = None,
+    run: Annotated[UUID | None, typer.Option(help="Follow a run and its log, to its end.")] = None,
+    task: Annotated[UUID | None, typer.Option(help="Follow a task and its runs.")] = None,
     most: Annotated[int, typer.Option("-n", "--count", min=0, help="End after so many.")] = 0,
     output: core.Output = "table",
 ) -> None:
@@ -93,9 +93,7 @@ class Lines:
             await asyncio.sleep(1)
 
 
-async def _follow(
-    path: str, query: dict[str, Any], run: UUID | None, told: Told
-) -> dict[str, Any]:
+async def _follow(path: str, query: dict[str, Any], run: UUID | None, told: Told) -> dict[str, Any]:
     """The last that was heard."""
     async with remote() as api:
         if run is None:
@@ -113,6 +111,7 @@ async def _hear(
 ) -> dict[str, Any]:
     """Streams end by themselves now and then: it comes again. That of a run ends with the run."""
     last, lost = "", 0
+    data: dict[str, Any]
     while True:
         try:
             async for id, kind, data in api.events(path, query, last):
