@@ -20,7 +20,7 @@ from crew import Crew, until
 from terminal import Terminal, environment
 
 from orchestrator import api, db
-from orchestrator.cli import core, remote
+from orchestrator.cli import core, remote, tail
 from orchestrator.cli.commands import Command, instant, words
 from orchestrator.cli.nouns import AUDIT, FAILURES, FILTER, NOUNS
 from orchestrator.steps import Fail
@@ -454,6 +454,21 @@ async def test_tail_tells_the_log_of_a_run_in_its_place_and_logs_lists_it(shop: 
         ("info", "counting"), ("warning", "counted"),
     ]  # fmt: skip
     assert len((await shop.orc("run", "logs", run, "--limit", "1", "-o", "id")).lines) == 1
+
+
+async def test_the_last_lines_of_a_log_are_told_before_the_end(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was, or wasn't, looked at meanwhile."""
+
+    async def never(_: object) -> None: ...
+
+    monkeypatch.setattr(tail.Lines, "keep_looking", never)
+    said = {"id": "a", "uses": "log.write", "with": {"message": "the last word"}}
+    run = await shop.ran(await shop.task(payload={"pipeline": [said]}))
+    lines = (await shop.orc("tail", "--run", run)).lines
+    assert lines[-2].endswith("info: the last word")
+    assert lines[-1].endswith("succeeded")
 
 
 async def test_a_tail_that_was_cut_off_goes_on_and_tells_nothing_twice(

@@ -233,6 +233,19 @@ async def test_a_paused_queue_and_a_silent_worker_are_told(
     assert "1 live, 1 silent: old" in checks["workers"]["found"]
 
 
+async def test_a_queue_whose_workers_are_all_silent_is_told(
+    orc: Terminal, conn: db.Connection
+) -> None:
+    await enqueue(conn, HELD)
+    await db.call(conn, "register_worker", queues=["default"], slots=1)
+    await conn.execute(
+        "update orchestrator.worker set expires_at = orchestrator.now() - interval '1 minute'"
+    )
+    checks = await found(orc)
+    assert checks["queue default"]["next"] == "bin/worker --queues default"
+    assert checks["workers"]["status"] == "wrong"
+
+
 async def test_a_run_that_waits_too_long_is_told(orc: Terminal, conn: db.Connection) -> None:
     await enqueue(conn, HELD)
     await db.call(conn, "register_worker", queues=["default"], slots=1)
