@@ -186,6 +186,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     app_env: str = "production"  # development lets the system agent's id work as a key, on loopback
     api_host: str = "127.0.0.1"
     port: int = 8080
+    api_url: str = ""  # where the command line asks; empty: where it logged in, or this machine
+    api_key: str = ""  # the key that it shows there; empty: what `orc login` keeps
     cors_origins: tuple[str, ...] = ("http://localhost:3000",)
     body_limit: int = 1_048_576  # bytes of a request's body
     body_timeout: float = 10.0  # seconds for a request's head, and again for its body
@@ -247,6 +249,8 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("otlp_endpoint", _url("http", "https")),
     "OTEL_RESOURCE_ATTRIBUTES": ("otel_attributes", _attributes),
     "OTEL_SERVICE_NAME": ("otel_service_name", str),
+    "ORCHESTRATOR_KEY": ("api_key", str),
+    "ORCHESTRATOR_URL": ("api_url", _url("https", "http")),
     "ORC_ALLOW_TARGETS": ("allow_targets", _targets),
     "MCP_SERVERS_PATH": ("mcp_servers_path", lambda text: ROOT / text),
     "TOOL_CATALOG_PATH": ("tool_catalog_path", lambda text: ROOT / text),
@@ -275,6 +279,7 @@ SECRET = {
     "JWT_SECRET",
     "JWT_SECRET_KEY",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "ORCHESTRATOR_URL",
     "ORC_LLM_URL",
     "ORC_SECRETS_KEY",
     "ORC_SMTP_URL",

@@ -48,6 +48,13 @@ class FailureQuery(Filter):
     limit: Limit = 50
 
 
+class LogQuery(Request):
+    """Lines after that of the cursor: the `next_cursor` of a page, or the id of the last line."""
+
+    limit: Limit = 50
+    cursor: UUID | None = None
+
+
 class OutputQuery(Request):
     """A step's, when it is named as `steps` show it."""
 
@@ -149,6 +156,23 @@ class Failures(msgspec.Struct):
     is_all: bool
 
 
+class LogLine(msgspec.Struct):
+    """What a run wrote with log.write, or the service about it."""
+
+    id: UUID
+    at: Instant
+    level: Literal["debug", "info", "warning", "error"]
+    message: str
+    facts: Any
+
+
+class Logs(msgspec.Struct):
+    """A page, the oldest first."""
+
+    items: list[LogLine]
+    next_cursor: UUID | None
+
+
 class Canceled(msgspec.Struct):
     """`canceled` is false when it had ended before; `state` is what it is now."""
 
@@ -235,6 +259,12 @@ async def _output(call: Call) -> Reply:
     return Reply(body=row["run_output"])
 
 
+async def _logs(call: Call) -> Logs:
+    page = {"limit": call.query.limit, "cursor": call.query.cursor}
+    row = await _ask(call, "list_logs", run=call.path["run"], **page)
+    return msgspec.convert(row["list_logs"], Logs)
+
+
 async def _why(call: Call) -> list[RunCause]:
     assert call.principal is not None
     run, tenant = call.path["run"], call.principal.tenant_id
@@ -295,6 +325,8 @@ ENDPOINTS = [
              summary="A run with its steps and attempts"),
     Endpoint("GET", f"{RUN}/output", "run_output", query=OutputQuery, returns=Any, scope=READ,
              handler=_output, errors=(409,), summary="What came out of a run, whole"),
+    Endpoint("GET", f"{RUN}/logs", "list_logs", query=LogQuery, returns=Logs, scope=READ,
+             handler=_logs, summary="The lines that a run wrote"),
     Endpoint("GET", f"{RUN}/why", "why", returns=list[RunCause], scope=READ, handler=_why,
              summary="Why a run is where it is"),
     Endpoint("POST", f"{RUN}/cancel", "cancel_run", returns=Canceled, scope=WRITE,

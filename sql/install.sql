@@ -111,6 +111,7 @@ set local search_path = pg_catalog;
 -- What holds and what doesn't: help, health, gauges, check, the ledger as a view.
 \ir ops/functions.sql
 \ir ops/views.sql
+\ir ops/overview.sql
 
 -- The facts in words, one line each: equal databases give equal lines.
 \ir ops/describe.sql

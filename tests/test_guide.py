@@ -40,7 +40,7 @@ import psycopg
 import pytest
 import yaml
 from aiosmtpd.smtp import SMTP
-from conftest import Make
+from conftest import Make, Serve
 from crew import Crew, ends
 from peers import Heard, Peer, peer, says
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -107,7 +107,7 @@ class Reader:
         self.printed = ""
         self.sql = self.run = ""
         self.input: Any = None
-        self.login = ""
+        self.login = self.api = ""
         self.done: Counter[str] = Counter()
 
     def here(self, text: str) -> str:
@@ -213,6 +213,7 @@ class Reader:
             **{name: value for name, value in mine.items() if not name.startswith("PG")},
             "PATH": path,
             "DATABASE_URL": self.crew.config.database_url,
+            "ORCHESTRATOR_URL": self.api,
             "ORC_PYTHON_MODULES": "shop",
             "ORC_ALLOW_TARGETS": f"127.0.0.1:{self.world.port}",
             "ORC_SECRETS_KEY": f"2026:{base64.b64encode(KEY).decode()}",
@@ -396,6 +397,7 @@ async def reader(
     database: str,
     tmp_path: Path,
     world: Peer,
+    serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Reader]:
     loop = asyncio.get_running_loop()
@@ -423,7 +425,8 @@ async def reader(
     crew = Crew(config)
     crew.worker(poll=0.05)
     found = Reader(crew, conn, tmp_path, world)
-    found.login = login
+    await db.call(conn, "ensure_system_agent")
+    found.login, found.api = login, (await serve()).url
     yield found
     await crew.end()
     post.close()

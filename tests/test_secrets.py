@@ -315,8 +315,8 @@ def test_the_command_sets_lists_and_deletes_and_never_shows_a_value(database: st
     assert orc(database, "list").stdout == ""
     assert orc(database, "set", "K", value=PLAIN).returncode == 78
     assert orc(database, "set", "../K", value=PLAIN, ORC_SECRETS_KEY=key).returncode == 78
-    assert orc(database, "delete", "K", "--tenant", "t").stdout == "deleted\n"
-    assert orc(database, "delete", "K", "--tenant", "t").returncode == 1
+    assert orc(database, "delete", "K", "--tenant", "t", "--yes").stdout == "deleted\n"
+    assert orc(database, "delete", "K", "--tenant", "t", "--yes").returncode == 1
 
 
 # Pipelines

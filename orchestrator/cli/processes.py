@@ -18,6 +18,7 @@ import typer
 from .. import config, db, telemetry
 from ..errors import Problem, Unfit
 from . import core
+from .queues import worker_list
 
 SCHEMA_SECONDS = 10.0
 """How soon a running process notices that the schema has become too new for it."""
@@ -27,6 +28,13 @@ HealthPort = Annotated[
 ]
 
 app = typer.Typer()
+workers = core.group(
+    "Workers; without a command, or with options of `start`, start one.",
+    cls=core.Starts,
+    no_args_is_help=False,
+)
+workers.command("list")(worker_list)
+app.add_typer(workers, name="worker")
 
 
 def _process(name: str, **options: Any) -> None:
@@ -99,7 +107,7 @@ def api(
     _process("api")
 
 
-@app.command()
+@workers.command("start")
 def worker(
     queues: Annotated[str, typer.Option(help="The queues to take from, with commas.")] = "default",
     slots: Annotated[int, typer.Option(min=1, max=100_000, help="Runs at once.")] = 100,

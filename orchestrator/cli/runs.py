@@ -1,4 +1,4 @@
-"""orc run FILE: a document becomes a run, which can be followed to its end."""
+"""orc run [start] FILE: a document becomes a run, which can be followed to its end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..errors import Unavailable
 from . import core
 from .follow import follow
 
-app = typer.Typer()
+app = core.group("Runs: what was, is and will be done.", cls=core.Starts)
 
 ENDS = {"succeeded": 0, "canceled": core.Exit.CANCELED}
 
 
-@app.command("run")
-def run(
+@app.command()
+def start(
     file: Annotated[Path, typer.Argument(help="A pipeline: JSON (.json) or YAML.")],
     param: Annotated[
         list[str] | None,
@@ -38,7 +38,8 @@ def run(
     ] = False,
     output: Annotated[Literal["text", "json"], typer.Option("-o", "--output")] = "text",
 ) -> None:
-    """Run a pipeline, and print the run's id; with --wait or --follow, its output.
+    """Run a pipeline, and print the run's id; with --wait or --follow, its output. `orc run FILE`
+    is short for it. It goes to the database.
 
     NAME=VALUE is what the document's inputs say it is; else JSON when it is JSON, and text when
     it isn't. NAME:=JSON is JSON in any case, NAME=@FILE is what a file holds.
@@ -128,7 +129,12 @@ def _watch(tenant: str, made: db.Row, following: bool, output: str) -> int:
     if state != "succeeded":
         said = f": {error['message']}" if error.get("message") else ""
         core.note(f"run {run} {state}{said}")
-    timed_out = state == "failed" and error.get("type") == "timeout"
+    return status_of(state, error)
+
+
+def status_of(state: str, error: Any) -> int:
+    """The exit status that says how a run ended."""
+    timed_out = state == "failed" and isinstance(error, dict) and error.get("type") == "timeout"
     return core.Exit.TIMEOUT if timed_out else ENDS.get(state, core.Exit.WRONG)
 
 

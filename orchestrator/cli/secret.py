@@ -38,7 +38,8 @@ def secret_list(tenant: core.Tenant = "default", output: core.Output = "table") 
 
 
 @app.command("delete")
-def secret_delete(name: str, tenant: core.Tenant = "default") -> None:
+def secret_delete(name: str, tenant: core.Tenant = "default", yes: core.Yes = False) -> None:
     """Delete a secret."""
+    core.sure(f"The secret {name} of {tenant} goes. Sure?", yes)
     core.call("delete_secret", tenant=tenant, name=name)
     print("deleted")

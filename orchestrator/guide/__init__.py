@@ -14,7 +14,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 ORDER = (
     "pipelines", "expressions", "tools", "durability", "waits", "schedules", "tasks",
-    "events", "streams", "values", "secrets", "sql", "extending", "observability",
+    "events", "streams", "values", "secrets", "sql", "cli", "extending", "observability",
 )  # fmt: skip
 """As one would read them; pages that aren't named here come after."""
 

@@ -174,3 +174,22 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjo
 $$;
 comment on function orc.ended_runs(uuid[]) is 'Which of these runs live no more: one question for all who wait.';
 grant execute on function orc.ended_runs(uuid[]) to orc_api;
+
+-- The lines of a run come from one worker after the other, so what stands after a line was written after it.
+create function orc.list_logs(tenant text, run uuid, "limit" integer default 50, cursor uuid default null, owner uuid default null)
+returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_lines jsonb[];
+begin
+  perform orc._see_run(tenant, run, owner);
+  v_lines := array(
+    select jsonb_build_object('id', l.id, 'at', orchestrator.id_time(l.id), 'level', l.level, 'message', l.message, 'facts', l.facts)
+    from orchestrator.log l
+    where l.tenant_id = tenant and l.run_id = run and (cursor is null or l.id > cursor)
+    order by l.id limit "limit" + 1);
+  return jsonb_build_object('items', to_jsonb(v_lines[:"limit"]),
+                            'next_cursor', case when cardinality(v_lines) > "limit" then v_lines["limit"] -> 'id' end);
+end $$;
+comment on function orc.list_logs(text, uuid, integer, uuid, uuid) is 'The lines that a run wrote, the oldest first, after that of the cursor.';
+grant execute on function orc.list_logs(text, uuid, integer, uuid, uuid) to orc_api, orc_reader;
