@@ -106,7 +106,10 @@ async def test_the_exposition_is_as_prometheus_wants_it(serve: Serve, crew: Crew
     } <= names  # fmt: skip
 
 
-async def test_every_figure_of_the_database_has_a_meaning(conn: db.Connection) -> None:
+async def test_every_figure_of_the_database_has_a_meaning(
+    conn: db.Connection, connect: Connect
+) -> None:
+    await connect()
     await db.call(conn, "register_sinks", relay="r", sinks=[{"name": "s", "takes_events": True}])
     said = {row["name"] for row in await db.call(conn, "gauges")}
     assert said == metrics.MEANING.keys()
