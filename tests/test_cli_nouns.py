@@ -334,6 +334,7 @@ async def test_an_agent_is_made_and_its_key_is_good_until_it_is_revoked(shop: Sh
     shop.orc.unset("ORCHESTRATOR_KEY")
     assert (await shop.orc("agent", "revoke-keys", made["id"], "--yes")).status == 0
     shop.orc.set(ORCHESTRATOR_KEY=made["key"])
+    await asyncio.sleep(0.6)  # how long keys are believed, and a little
     refused = await shop.orc("task", "list")
     assert refused.status == 77
     assert "is not accepted (any more): run `orc login`" in refused.err
