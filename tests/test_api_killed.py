@@ -1,0 +1,106 @@
+"""The API is killed in the middle of requests: what it said is so, what it refused is not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from conftest import Make
+from crew import Crew
+
+from orchestrator import db
+from orchestrator.auth import SYSTEM_AGENT
+
+CLIENTS = 16
+RATE = 200
+TASK = {"schedule_kind": "cron", "schedule_expr": "30 8 * * 1", "timezone": "UTC",
+        "payload": {"pipeline": [{"uses": "set", "with": {"x": 1}}]}}  # fmt: skip
+NONSENSE = {**TASK, "schedule_expr": "99 99 * * *"}
+
+
+@pytest.fixture
+async def crew(make: Make) -> AsyncIterator[Crew]:
+    crew = Crew(make.config(), quiet=True)
+    yield crew
+    await crew.end()
+
+
+class Clients:
+    """Each makes a task with a title of its own, and remembers what it was told."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.titles = itertools.count()
+        self.told: dict[str, int | None] = {}
+        self.is_over = False
+
+    async def live(self) -> None:
+        headers = {"Authorization": f"Bearer {SYSTEM_AGENT}"}
+        async with httpx2.AsyncClient(base_url=self.url, headers=headers) as http:
+            while not self.is_over:
+                await asyncio.sleep(random.expovariate(RATE / CLIENTS))
+                await self.ask(http)
+
+    async def ask(self, http: httpx2.AsyncClient) -> None:
+        title = f"task {next(self.titles)}"
+        body = TASK if random.random() < 0.8 else NONSENSE
+        try:
+            answer = await http.post("/tasks", json={"title": title, **body})
+        except httpx2.ConnectError:
+            return  # nobody was there
+        except httpx2.TransportError:
+            self.told[title] = None  # whether it was made is anybody's guess
+        else:
+            self.told[title] = answer.status_code
+
+
+async def killed_again_and_again(crew: Crew, port: int, times: int) -> None:
+    for _ in range(times):
+        place = {"API_HOST": "127.0.0.1", "PORT": str(port), "APP_ENV": "development"}
+        api = crew.process(name="api", environment={**place, "LOG_LEVEL": "error"})
+        await listens(port)
+        await asyncio.sleep(random.uniform(0.2, 0.8))
+        os.kill(api.pid, signal.SIGKILL)
+        await asyncio.to_thread(api.wait)
+
+
+async def listens(port: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                return writer.close()
+            except OSError:
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.soak)])
+async def test_what_a_killed_api_had_said_is_so_and_what_it_refused_left_no_row(
+    crew: Crew, conn: db.Connection, times: int
+) -> None:
+    await db.call(conn, "ensure_system_agent")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    clients = Clients(port)
+    lives = [asyncio.create_task(clients.live()) for _ in range(CLIENTS)]
+    await killed_again_and_again(crew, port, times)
+    clients.is_over = True
+    await asyncio.gather(*lives)
+    rows = await (await conn.execute("select title from orchestrator.task")).fetchall()
+    made = Counter(row["title"] for row in rows)
+    said = clients.told
+    assert set(made.values()) == {1}
+    assert {title for title, status in said.items() if status == 201} <= made.keys()
+    refused = {title for title, status in said.items() if status not in (201, None)}
+    assert set(said.values()) == {201, 422, None}
+    assert not refused & made.keys()
+    assert made.keys() <= said.keys()
