@@ -343,6 +343,19 @@ async def test_an_edit_by_a_clock_that_went_back_follows_the_edit_before_it(pair
     assert ends == ["00:36", "00:36"]
 
 
+async def test_a_plan_that_was_long_without_a_scheduler_keeps_what_is_due_and_sixteen(
+    pair: Pair,
+) -> None:
+    """A tick reads plans whole."""
+    k, _ = pair
+    task = await k.task(schedule_expr="* * * * *", catch_up="all", catch_up_limit=1000)
+    await k.tick("03:00:30")
+    assert len(await k.ledger(task)) == 150
+    (plan,) = await k.ask("select * from orchestrator.plan where task_id = %s", task)
+    ahead = [shown(at) for at in plan["upcoming"]]
+    assert (ahead[0], len(ahead), shown(plan["known_to"])) == ("03:01", 16, ahead[-1])
+
+
 # Real processes
 
 

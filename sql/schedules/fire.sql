@@ -215,8 +215,7 @@ language sql stable as $$
            t.status = 'canceled' as is_over, t.catch_up, t.catch_up_limit, t.grace, m.now, u.nominal + orc._jitter(t.id, u.nominal, t.jitter) as act_at
     from moment m, unnest(plans) as p
     cross join lateral (select * from orchestrator.task o where o.tenant_id = p.tenant_id and o.id = p.task_id offset 0) as t
-    cross join lateral unnest(p.upcoming) with ordinality as u(nominal, nth)
-    where u.nominal <= m.now),
+    cross join lateral unnest(p.upcoming[:width_bucket(m.now, p.upcoming)]) with ordinality as u(nominal, nth)),
   due as (
     select l.*, row_number() over (partition by tenant_id, task_id order by nth desc) as from_end
     from (select o.*, bool_and(act_at <= now) over (partition by tenant_id, task_id order by nth) as is_due from late o) as l

@@ -89,6 +89,13 @@ language sql as $$
 $$;
 comment on function orc._short_plans(integer) is 'Plans that want more instants, with their rules.';
 
+-- Of what was computed, the instants that a plan keeps: those that have come, and the next sixteen. A tick reads plans whole.
+create function orc._kept(instants timestamptz[]) returns timestamptz[]
+language sql stable as $$
+  select instants[:width_bucket(orchestrator.now(), instants) + 16]
+$$;
+comment on function orc._kept(timestamptz[]) is 'Of computed instants, those that a plan keeps.';
+
 -- A rule that was replaced counts up to its end; then the next one goes on from there. There's none after a cancel.
 -- Plans are locked first, and read in a new snapshot: it has what was done to their rules before. A plan that somebody
 -- else has is left to a later tick.
@@ -102,8 +109,11 @@ begin
     select p.tenant_id, p.task_id from jsonb_to_recordset(plans) as s(tenant text, task uuid)
     join orchestrator.plan p on p.tenant_id = s.tenant and p.task_id = s.task for update of p skip locked) as h;
   with said as materialized (
-    select * from jsonb_to_recordset(plans) as s(
-      tenant text, task uuid, revision integer, known_from timestamptz, known_to timestamptz, instants timestamptz[], problem text)),
+    select s.tenant, s.task, s.revision, s.known_from, s.problem, k.instants,
+           case when cardinality(k.instants) < cardinality(s.instants) then k.instants[cardinality(k.instants)] else s.known_to end as known_to
+    from jsonb_to_recordset(plans) as s(
+      tenant text, task uuid, revision integer, known_from timestamptz, known_to timestamptz, instants timestamptz[], problem text)
+    cross join lateral (select orc._kept(s.instants) as instants) as k),
   held as materialized (select * from unnest(v_tenants, v_tasks) as h(tenant_id, task_id)),
   extended as (
     update orchestrator.plan p
