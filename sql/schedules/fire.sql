@@ -252,20 +252,23 @@ declare
   v_tenants text[];
   v_tasks uuid[];
 begin
-  with done as materialized (
-    select f.tenant, f.task, count(*)::integer as count, max(f.nominal) as through,
-           max(f.nominal) filter (where f.decision = 'fire') as fired
-    from orc._firings(firings) as f group by f.tenant, f.task),
+  with fate as materialized (  -- one group for each plan, and no join: 5,000 by 5,000 took 2.5 s where the planner looped
+    select u.tenant, u.task, count(u.nominal)::integer as count, max(u.nominal) as through,
+           max(u.nominal) filter (where u.decision = 'fire') as fired, u.task = any (coalesce(kept, '{}')) as is_kept
+    from (select f.tenant, f.task, f.nominal, f.decision from orc._firings(firings) as f
+          union all
+          select o.tenant_id, o.task_id, null, null from unnest(plans) as o) as u
+    group by u.tenant, u.task),
   moved as (
     update orchestrator.plan p
-    set upcoming = n.upcoming, through = coalesce(d.through, p.through), last_at = coalesce(d.fired, p.last_at), problem = n.problem,
-        next_at = orc._alarm(i.it, n.upcoming, n.is_kept), wants_more = orc._wants_more(i.it, n.upcoming, o.known_to, n.problem, n.is_kept)
-    from unnest(plans) as o left join done d on d.tenant = o.tenant_id and d.task = o.task_id
-    cross join lateral (select x as it from orchestrator.task x where x.tenant_id = o.tenant_id and x.id = o.task_id offset 0) as i
-    cross join lateral (
-      select o.upcoming[coalesce(d.count, 0) + 1:] as upcoming, o.task_id = any (coalesce(kept, '{}')) as is_kept,
-             case when orc._is_stuck(o.problem) then o.problem end as problem) as n
-    where p.tenant_id = o.tenant_id and p.task_id = o.task_id
+    set upcoming = p.upcoming[f.count + 1:], through = coalesce(f.through, p.through), last_at = coalesce(f.fired, p.last_at),
+        problem = case when orc._is_stuck(p.problem) then p.problem end,
+        next_at = orc._alarm(i.it, p.upcoming[f.count + 1:], f.is_kept),
+        wants_more = orc._wants_more(i.it, p.upcoming[f.count + 1:], p.known_to,
+                                     case when orc._is_stuck(p.problem) then p.problem end, f.is_kept)
+    from fate f
+    cross join lateral (select x as it from orchestrator.task x where x.tenant_id = f.tenant and x.id = f.task offset 0) as i
+    where p.tenant_id = f.tenant and p.task_id = f.task
     returning p.tenant_id, p.task_id, p.upcoming = '{}' and p.known_to = 'infinity' as has_ended)
   select array_agg(m.tenant_id), array_agg(m.task_id) into v_tenants, v_tasks from moved m where m.has_ended;
   if v_tasks is not null then
