@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ async def test_a_single_time_fires_once_and_completes_the_task(
     row = await cursor.fetchone()
     assert row is not None
     assert (row["kind"], row["state"], str(row["task_id"])) == ("task", "succeeded", made["id"])
+
+
+async def test_a_task_is_planned_by_the_clock_of_now_though_the_one_remembered_was_set(
+    serve: Serve, conn: db.Connection
+) -> None:
+    """Which instants come next is asked anew when the remembered time isn't of the last minute."""
+    await db.call(conn, "ensure_system_agent")
+    app = await serve()
+    for hours in (-3, 3):
+        app.api.clock._said = datetime.now(UTC) + timedelta(hours=hours), time.monotonic()
+        answer = await app.client.post("/tasks", json=task(schedule_expr="* * * * *"), headers=KEY)
+        assert answer.status_code == 201, answer.text
+        at = datetime.fromisoformat(answer.json()["next_run_at"])
+        assert timedelta(seconds=-1) < at - datetime.now(UTC) <= timedelta(minutes=1)
+    cursor = await conn.execute("select count(*) as n from orchestrator.task")
+    assert await cursor.fetchone() == {"n": 2}
 
 
 @pytest.fixture
