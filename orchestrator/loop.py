@@ -77,12 +77,12 @@ class Loop:
 
     async def run(self) -> None:
         """Until the first signal, and then until the running turn ended."""
-        turns = asyncio.create_task(self._turns())
-        self._obey_signals(turns)
         async with (
             answer_health(self.health_port, lambda: self.alive, lambda: self.ready),
             AsyncExitStack() as stack,
         ):
+            turns = asyncio.create_task(self._turns())
+            self._obey_signals(turns)
             if self.wakes is not None:
                 waker = asyncio.create_task(self._wake(self.wakes))
                 stack.callback(waker.cancel)
