@@ -103,8 +103,9 @@ declare
   v_events orchestrator.event[];
 begin
   if not exists (select from orchestrator.rule r where r.tenant_id = any (tenants) and r.until_at is null and r.topic like '$run.%')
-     and not exists (select from orchestrator.wait w where w.tenant_id = any (tenants) and w.state = 'waiting'
-                     and w.topic in ('$run.succeeded', '$run.failed', '$run.canceled')) then
+     and not (exists (select from orchestrator.tenant t where t.id = any (tenants) and t.waits_for_ends)
+              and exists (select from orchestrator.wait w where w.tenant_id = any (tenants) and w.state = 'waiting'
+                          and w.topic in ('$run.succeeded', '$run.failed', '$run.canceled'))) then
     return;
   end if;
   with told as (

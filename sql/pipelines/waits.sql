@@ -152,6 +152,9 @@ begin
   else
     select null::uuid as child, null::jsonb as answer into v_child;
   end if;
+  if wait ->> 'topic' like '$run.%' then
+    update orchestrator.tenant t set waits_for_ends = true where t.id = tenant and not t.waits_for_ends;
+  end if;
   insert into orchestrator.wait as w (
     tenant_id, run_id, step_id, kind, state, topic, since, upto, token_hash, who, needed, form, child_run, deadline,
     answer, answered_at)

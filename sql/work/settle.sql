@@ -214,7 +214,7 @@ create function orc.exchange_work(
   worker uuid, outcomes jsonb, want integer, after_tenant text default null, steps jsonb default null, lines jsonb default null,
   out runs json, out stale uuid[], out lost uuid[], out next_tenant text)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_worker constant orchestrator.worker := orc._live_worker(worker);
   v_settled record;
