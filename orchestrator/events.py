@@ -93,7 +93,11 @@ async def _publish(call: Call) -> Said:
         row = await call.app.pool.together(lambda connection: publish(connection, event))
     topic = event["topic"]
     details = Published(
-        row["event_id"], str(row["event_id"]), topic, row["triggered"], row["published_at"]
+        row["event_id"],
+        str(row["event_id"]),
+        topic,
+        row["triggered"],
+        msgspec.convert(row["published_at"], Instant),
     )
     what = "published" if row["is_new"] else "was published before"
     return Said(True, f"Event {topic!r} {what}", details)

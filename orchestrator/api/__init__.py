@@ -43,7 +43,6 @@ from .. import (
     work,
 )
 from ..config import Config
-from ..db import Pool
 from ..errors import (
     Malformed,
     NotFound,
@@ -63,6 +62,7 @@ from ..wire import (
     convert,
     has_scope,
 )
+from . import together
 from .request import (
     NOTHING,
     body_of,
@@ -96,7 +96,7 @@ class Api:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.pool = Pool(config, role="orc_api", application="orchestrator api")
+        self.pool: db.Pool = together.Pool(config, role="orc_api", application="orchestrator api")
         self.started_at = time.monotonic()
         self.draining = False
         self.clock = db.Clock()
@@ -271,7 +271,7 @@ class NoQuery(wire.Request):
 async def _within(held: repeats.Held, endpoint: Endpoint, call: Call) -> Reply:
     """The same with all calls of the handler in one transaction."""
     app = copy.copy(call.app)
-    app.pool = cast(Pool, held)
+    app.pool = cast(db.Pool, held)
     return await _act(endpoint, msgspec.structs.replace(call, app=app))
 
 

@@ -298,6 +298,21 @@ comment on function orc.publish_event(text, text, jsonb, uuid, text, text, times
   'Publishes an event and starts every task that listens to it, in one transaction. The same id, or name and source, again is the same event.';
 grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz, boolean) to orc_api, orc_worker;
 
+-- The same for an event of which no task will hear, and that nobody has named: it waits for nobody. Else null, and nothing.
+create function orc._publish_unheard(tenant text, said jsonb) returns jsonb
+language plpgsql as $$
+declare
+  v_id uuid;
+begin
+  perform orc._require('events:write');
+  if said ->> 'id' is not null or said ->> 'name' is not null or exists (select from orc._listeners(tenant, said ->> 'topic')) then
+    return null;
+  end if;
+  select m.event_id into v_id from orc._emit(tenant, said ->> 'topic', said -> 'payload', null, said ->> 'source') as m;
+  return jsonb_build_object('event_id', v_id, 'is_new', true, 'triggered', 0, 'published_at', orchestrator.id_time(v_id));
+end $$;
+comment on function orc._publish_unheard(text, jsonb) is 'Publishes an event to which no task listens.';
+
 create function orc.decide_event(verdicts jsonb) returns integer
 language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
   select orc._hear_verdicts(verdicts, true)
