@@ -110,12 +110,11 @@ async def test_one_that_is_refused_is_refused_alone_and_as_ever(callers: Callers
 async def test_a_caller_without_the_scope_is_refused_in_a_crowd(callers: Callers) -> None:
     """The verb itself says so: what the API checked before isn't asked here."""
     calls = [
-        {"verb": "publish_event", "tenant": "acme", "actor": callers.ids["acme"], "scopes": scopes,
-         "request": "r", "given": {"topic": "scoped"}}
+        {"tenant": "acme", "scopes": scopes, "given": {"topic": "scoped"}}
         for scopes in ("events:read", "events:write", "")
-    ]  # fmt: skip
-    rows = await db.call(callers.conn, "together", calls=Jsonb(calls))
-    answers = [row["together"] for row in rows]
+    ]
+    rows = await db.call(callers.conn, "publish_together", calls=Jsonb(calls))
+    answers = [row["publish_together"] for row in rows]
     assert [one is None for one in answers] == [True, False, True]
     left = await callers.rows("select 1 from orchestrator.event where topic = 'scoped'")
     assert len(left) == 1, "one that was refused left something"

@@ -9,6 +9,7 @@ from functools import cache
 from re import Pattern
 from typing import Any
 
+from starlette.convertors import Convertor, UUIDConvertor
 from starlette.routing import compile_path
 
 from ..errors import RouteNotFound
@@ -37,8 +38,15 @@ class Table:
         for pattern, kinds, endpoint in self._open.get((method, _first_word(path)), ()):
             if match := pattern.match(path):
                 said = match.groupdict()
-                return endpoint, {name: str(kinds[name].convert(said[name])) for name in said}
+                return endpoint, {name: _plain(kinds[name], said[name]) for name in said}
         return None
+
+
+def _plain(kind: Convertor[Any], said: str) -> str:
+    """As a value is always written. A UUID with its dashes only needs small letters."""
+    if isinstance(kind, UUIDConvertor) and len(said) == 36:
+        return said.lower()
+    return str(kind.convert(said))
 
 
 def _first_word(path: str) -> str:

@@ -19,9 +19,8 @@ from .. import db
 from ..errors import Unavailable
 from ..telemetry import traceparent
 
-READS = ("run",)
-WRITES = ("make_task", "publish_event")
-"""The verbs that `orc.together` knows."""
+SHARED = {"run": "together", "make_task": "together", "publish_event": "publish_together"}
+"""Small calls, and the verbs that take many of one."""
 
 MOST, MOST_BYTES = 50, 10_000
 """Calls in a statement, and of one of them: what is larger goes alone."""
@@ -50,8 +49,7 @@ class Pool(db.Pool):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        reads, writes = Queue(self), Queue(self)
-        self.queues = dict.fromkeys(READS, reads) | dict.fromkeys(WRITES, writes)
+        self.queues = {verb: Queue(self) for verb in SHARED}
 
     async def call(self, verb: str, /, **arguments: Any) -> list[db.Row]:
         queue, actor = self.queues.get(verb), db.acting.get()
@@ -70,12 +68,12 @@ class Pool(db.Pool):
 
     async def call_all(self, batch: list[Asked]) -> list[db.Row | None]:
         db.acting.set(None)
-        calls = Jsonb([one.told() for one in batch])
-        return [row["together"] for row in await super().call("together", calls=calls)]
+        verb, calls = SHARED[batch[0].verb], Jsonb([one.told() for one in batch])
+        return [row[verb] for row in await super().call(verb, calls=calls)]
 
 
 class Queue:
-    """Those who wait, and the statements under way."""
+    """Those who wait with calls of one verb, and the statements under way."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool

@@ -40,12 +40,18 @@ language sql stable as $$
 $$;
 comment on function orc._is_bound() is 'Whether the transaction is bound to the scopes of a caller, be there none.';
 
+create function orc._covers(own text[], wanted text[]) returns boolean
+language sql immutable as $$
+  select own && wanted or 'admin' = any (own) or 'any' = any (own) and wanted <> '{admin}'
+$$;
+comment on function orc._covers(text[], text[]) is 'Whether some scopes are enough where one of others is wanted.';
+
 create function orc._has_scope(variadic wanted text[]) returns boolean
 language plpgsql stable as $$
 declare
   v_own constant text[] := string_to_array(nullif(current_setting('orchestrator.scopes', true), ''), ' ');
 begin
-  return v_own is null or v_own && wanted or 'admin' = any (v_own) or 'any' = any (v_own) and wanted <> '{admin}';
+  return v_own is null or orc._covers(v_own, wanted);
 end $$;
 comment on function orc._has_scope(text[]) is 'Whether the actor has one of these scopes.';
 

@@ -298,20 +298,45 @@ comment on function orc.publish_event(text, text, jsonb, uuid, text, text, times
   'Publishes an event and starts every task that listens to it, in one transaction. The same id, or name and source, again is the same event.';
 grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz, boolean) to orc_api, orc_worker;
 
--- The same for an event of which no task will hear, and that nobody has named: it waits for nobody. Else null, and nothing.
-create function orc._publish_unheard(tenant text, said jsonb) returns jsonb
-language plpgsql as $$
+-- Events of several callers in one insert, {tenant, scopes, given} as orc.together takes them, and an answer for each. Null,
+-- and nothing, for one that is to be published alone: a task listens, the caller has named it or may not publish. An event
+-- that makes no sense, or would wait for somebody, makes that all of them.
+-- Who began to listen after the look hears of it from the next tick.
+create function orc.publish_together(calls jsonb) returns setof jsonb
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan set lock_timeout = '20ms' as $$
 declare
-  v_id uuid;
+  v_events orchestrator.event[];
+  v_answers jsonb[];
 begin
-  perform orc._require('events:write');
-  if said ->> 'id' is not null or said ->> 'name' is not null or exists (select from orc._listeners(tenant, said ->> 'topic')) then
-    return null;
+  perform orc._check_event(c.tenant, c.given ->> 'topic', c.given -> 'payload', null, c.given ->> 'source')
+  from jsonb_to_recordset(calls) as c(tenant text, given jsonb);
+  with asked as materialized (
+    select c.*, case when orc._covers(string_to_array(c.scopes, ' '), '{events:write}')
+                      and c.given ->> 'id' is null and c.given ->> 'name' is null
+                      and not exists (select from orc._listeners(c.tenant, c.given ->> 'topic')) then orchestrator.new_id() end as id
+    from rows from (jsonb_to_recordset(calls) as (tenant text, scopes text, given jsonb)) with ordinality as c(tenant, scopes, given, nth)),
+  written as (
+    insert into orchestrator.event (tenant_id, id, topic, source, payload, position)
+    select a.tenant, a.id, a.given ->> 'topic', a.given ->> 'source', a.given -> 'payload', orc._next_position(a.tenant)
+    from asked a where a.id is not null
+    returning event)
+  select (select array_agg(w.event) from written w),
+         array_agg(case when a.id is not null then jsonb_build_object(
+           'event_id', a.id, 'is_new', true, 'triggered', 0, 'published_at', orchestrator.id_time(a.id)) end order by a.nth)
+  into v_events, v_answers from asked a;
+  perform orc._queue_events(v_events);
+  if orc._meet_tasks(v_events) is not null then
+    perform pg_notify('orc_events', '');
   end if;
-  select m.event_id into v_id from orc._emit(tenant, said ->> 'topic', said -> 'payload', null, said ->> 'source') as m;
-  return jsonb_build_object('event_id', v_id, 'is_new', true, 'triggered', 0, 'published_at', orchestrator.id_time(v_id));
+  perform orc._hint_event(e.tenant_id, e.topic) from (select distinct tenant_id, topic from unnest(v_events)) as e;
+  return query select unnest(v_answers);
+exception when others then
+  return query select null::jsonb from jsonb_array_elements(calls);
 end $$;
-comment on function orc._publish_unheard(text, jsonb) is 'Publishes an event to which no task listens.';
+comment on function orc.publish_together(jsonb) is
+  'Publishes events of several callers at once, {tenant, scopes, given}. Null for one that is to be published alone.';
+grant execute on function orc.publish_together(jsonb) to orc_api;
 
 create function orc.decide_event(verdicts jsonb) returns integer
 language sql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$

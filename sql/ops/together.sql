@@ -15,7 +15,6 @@ begin
       v_answer := case c.verb
         when 'run' then jsonb_build_object('run', orc.run(c.tenant, (c.given ->> 'run')::uuid, (c.given ->> 'owner')::uuid))
         when 'make_task' then jsonb_build_object('make_task', orc.make_task(c.tenant, c.given -> 'task'))
-        when 'publish_event' then orc._publish_unheard(c.tenant, c.given)
       end;
     exception when others then
       v_answer := null;
