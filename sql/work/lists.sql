@@ -101,6 +101,26 @@ language sql stable as $$
 $$;
 comment on function orc._step_cards(text, uuid, integer) is 'The first recorded steps of a run as objects.';
 
+-- As orc.attempts has them; the last one is in the run itself, and most runs have no other.
+create function orc._attempt_cards(r orc.runs, most integer) returns jsonb
+language plpgsql stable as $$
+declare
+  v_attempts jsonb := '[]';
+begin
+  if r.epoch > 1 then
+    select coalesce(jsonb_agg(to_jsonb(a) - 'epoch' order by a.epoch), '[]') into v_attempts
+    from (select t.attempt, t.outcome, t.worker_id, t.started_at, t.finished_at, t.error, t.epoch from orchestrator.attempt t
+          where t.tenant_id = r.tenant_id and t.run_id = r.id order by t.epoch desc limit most - 1) as a;
+  end if;
+  if r.worker_id is not null then
+    v_attempts := v_attempts || jsonb_build_object(
+      'attempt', r.attempt, 'outcome', r.state, 'worker_id', r.worker_id, 'started_at', r.started_at, 'finished_at', r.finished_at,
+      'error', case when r.finished_at is not null then r.error end);
+  end if;
+  return v_attempts;
+end $$;
+comment on function orc._attempt_cards(orc.runs, integer) is 'The last attempts of a run as objects.';
+
 create function orc.run(tenant text, run uuid, owner uuid default null) returns jsonb
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -109,12 +129,8 @@ declare
   v_steps constant jsonb[] := array(select s from orc._step_cards(tenant, run, 1001) as s);
 begin
   return orc._run_card(r, coalesce(r.output_bytes, octet_length(r.output::text)), orc._inline_bytes())
-    || jsonb_build_object(
-      'steps', to_jsonb(v_steps[:1000]), 'has_more_steps', cardinality(v_steps) > 1000,
-      'attempts', coalesce((
-        select jsonb_agg(jsonb_build_object('attempt', a.attempt, 'outcome', a.outcome, 'worker_id', a.worker_id,
-                                            'started_at', a.started_at, 'finished_at', a.finished_at, 'error', a.error) order by a.epoch)
-        from (select * from orc.attempts t where t.tenant_id = tenant and t.run_id = run order by t.epoch desc limit 200) as a), '[]'));
+    || jsonb_build_object('steps', to_jsonb(v_steps[:1000]), 'has_more_steps', cardinality(v_steps) > 1000,
+                          'attempts', orc._attempt_cards(r, 200));
 end $$;
 comment on function orc.run(text, uuid, uuid) is 'A run as an object, with its first 1,000 steps and its last 200 attempts.';
 grant execute on function orc.run(text, uuid, uuid) to orc_api, orc_reader;

@@ -5,14 +5,14 @@ select r.id, r.tenant_id, r.kind, r.task_id, r.flow_id, r.state, r.attempt, r.ma
        nullif(r.due_at, 'infinity') as due_at,
        orchestrator.id_time(r.id) as created_at, r.started_at, r.finished_at, r.worker_id, null::timestamptz as leased_until,
        r.pipeline_id, r.concurrency_key, r.retry_of, r.labels, r.input, r.output, r.error,
-       r.output_digest, r.output_bytes, r.traceparent, r.correlation_id
+       r.output_digest, r.output_bytes, r.traceparent, r.correlation_id, r.epoch
 from orchestrator.run r
 union all
 select d.run_id, d.tenant_id, d.kind, d.task_id, d.flow_id, d.state, d.attempt, d.max_attempts, d.queue, d.priority,
        nullif(d.due_at, 'infinity'), orchestrator.id_time(d.run_id), d.started_at, null, d.worker_id,
        (select w.expires_at from orchestrator.worker w where w.id = d.worker_id),
        d.pipeline_id, d.concurrency_key, d.retry_of, d.labels, d.input, null, d.error, null, null,
-       d.traceparent, d.correlation_id
+       d.traceparent, d.correlation_id, d.epoch
 from orchestrator.due_work d;
 comment on view orc.runs is 'Every run: live and finished halves as one. A large output is read by orc.value(tenant_id, output_digest).';
 
