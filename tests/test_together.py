@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -120,6 +118,13 @@ async def test_a_caller_without_the_scope_is_refused_in_a_crowd(callers: Callers
     assert len(left) == 1, "one that was refused left something"
 
 
+async def test_an_event_that_makes_no_sense_leaves_nothing_of_its_company(callers: Callers) -> None:
+    calls = [{"tenant": "acme", "scopes": "any", "given": {"topic": t}} for t in ("$ours", "fine")]
+    rows = await db.call(callers.conn, "publish_together", calls=Jsonb(calls))
+    assert [row["publish_together"] for row in rows] == [None, None]
+    assert await callers.rows("select 1 from orchestrator.event where topic = 'fine'") == []
+
+
 async def test_a_trace_stays_with_its_own_call(callers: Callers) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     common = {"verb": "run", "tenant": "acme", "actor": "x", "scopes": "any", "request": "r",
@@ -134,25 +139,27 @@ async def test_a_trace_stays_with_its_own_call(callers: Callers) -> None:
             assert rows[0]["said"] == left
 
 
-@asynccontextmanager
-async def held(connect: Connect, table: str) -> AsyncIterator[None]:
-    conn = await connect()
-    async with conn.transaction():
-        await conn.execute(f"lock table orchestrator.{table} in exclusive mode".encode())
-        yield
-
-
 async def test_one_that_waits_for_a_lock_doesnt_keep_the_others(
     callers: Callers, connect: Connect
 ) -> None:
-    async with held(connect, "task"):
-        waits = asyncio.create_task(callers.ask("acme", "POST", "/tasks", TASK))
-        await asyncio.sleep(0.05)
+    """Somebody is making the same pipeline, and hasn't said yet whether it will be."""
+    steps = [{"id": "b", "uses": "set", "with": {"x": 1}}]
+    same = {**TASK, "payload": {"pipeline": steps}}
+    other = await connect()
+    async with other.transaction():
+        await db.call(other, "enqueue", tenant="acme", pipeline=Jsonb(steps))
+        waiting = [asyncio.create_task(callers.ask("acme", "POST", "/tasks", same))]
+        await asyncio.sleep(0.1)  # the first is alone, and others come behind it; then all at once
+        waiting += [
+            asyncio.create_task(callers.ask("acme", "POST", "/tasks", same)) for _ in range(3)
+        ]
+        others = [
+            asyncio.create_task(callers.ask("acme", "POST", "/tasks", TASK)) for _ in range(20)
+        ]
         async with asyncio.timeout(2):
-            said = await asyncio.gather(*(callers.publish("acme") for _ in range(20)))
-        assert {one.status_code for one in said} == {202}
-        assert not waits.done()
-    assert (await waits).status_code == 201
+            assert {(await one).status_code for one in others} == {201}
+        assert not any(one.done() for one in waiting)
+    assert {(await one).status_code for one in waiting} == {201}
 
 
 async def test_what_tasks_listen_to_starts_them_in_a_crowd_too(callers: Callers) -> None:
