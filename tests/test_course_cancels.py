@@ -155,7 +155,9 @@ async def test_a_run_that_is_taken_up_and_canceled_at_any_moment_runs_its_finall
     crew: Crew, conn: db.Connection, tool: Tool, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """Before its first line, before it has come to where it was, or when it parks again."""
-    steps = [do("a", 5), put("s", x="${steps.a}"), {"id": "n", "wait": {"for": "7d"}}, do("b")]
+    both = {"id": "p", "parallel": {"branches": {"x": [do("a", 5)], "y": [put("c", x=1)]}}}
+    nap = {"id": "n", "wait": {"for": "7d"}}
+    steps = [both, put("s", x="${steps.p.x}"), nap, do("b")]
     id = await start(conn, *steps, finally_=[do("f", "${[steps.s.x, error.type]}")])
     worker = crew.worker(tool.kind, lease=4.0)
     await until(lambda: is_in(conn, id, "waiting"))
