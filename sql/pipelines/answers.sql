@@ -189,7 +189,7 @@ grant execute on function orc.approve_run(text, uuid, text, text, jsonb, text) t
 -- Children whose parent has ended, or no longer waits for them. Apart from the parent's end, so that no
 -- end of a run waits for the row of another.
 create function orc.cancel_orphans(most integer default 1000) returns integer
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
   v_all integer := 0;
   c record;

@@ -162,7 +162,7 @@ comment on function orc._stale(uuid, jsonb) is 'The runs of outcomes that change
 -- The worker's own lease is looked at first: an ended one gets OR410.
 -- Joins by hash or merge would read all of due_work: a plan made while it was small stays in use.
 create function orc._settle(worker uuid, outcomes jsonb, out stale uuid[], out tenants text[], out keys text[])
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_done record;
   v_back record;
