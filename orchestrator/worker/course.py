@@ -104,18 +104,25 @@ class Course(Attempts):
             await asyncio.wait((task,))
 
     async def _only_finally(self) -> Settled:
-        """It was canceled while it wasn't running. `finally` sees what is on record."""
+        """Its values may not be there yet, or not all: `finally` sees what is on record."""
+        if self.plan.pipeline.finally_:
+            await self._remember()
+            await self._canceled()
+        return Settled(self.run.tenant, self.run.id, self.run.epoch, "canceled")
+
+    async def _remember(self) -> None:
         self.is_replay = True
         replay = asyncio.create_task(self._replay())
         replay.add_done_callback(self.watch.stir)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(AFTERMATH_SECONDS):
                 while not (replay.done() or self.watch.all_sleep):
                     await self.watch.quiet
-        await self._end(replay)
+        except TimeoutError:
+            pass
+        finally:
+            await self._end(replay)
         self.is_replay = False
-        await self._canceled()
-        return Settled(self.run.tenant, self.run.id, self.run.epoch, "canceled")
 
     async def _replay(self) -> None:
         with suppress(Exception):
