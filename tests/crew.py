@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,14 @@ class Crew:
         return next(task for known, task in self.workers if known is worker)
 
     def process(
-        self, *words: str, name: str = "worker", environment: dict[str, str] | None = None
+        self,
+        *words: str,
+        name: str = "worker",
+        program: Sequence[str] = ("orchestrator.cli",),
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         mine = {n: v for n, v in os.environ.items() if n not in READERS and not n.startswith("PG")}
-        command = [sys.executable, "-m", "orchestrator.cli", name, *words]
+        command = [sys.executable, "-m", *program, name, *words]
         settings = {
             **mine,
             "DATABASE_URL": self.config.database_url,

@@ -223,6 +223,49 @@ async def test_recorded_steps_are_called_once_wherever_the_worker_was_killed(
         assert [recorded[name]["epoch"] for name in NAMES] == [1] * at + [2] * (6 - at)
 
 
+async def killed_at_each_statement(
+    crew: Crew, conn: db.Connection, steps: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Runs whose workers were killed: each before or after another statement, up to the last."""
+    runs: dict[str, str] = {}
+    for number in range(1, 50):
+        ends = []
+        for when in ("before", "after"):
+            queue = f"{when}-{number}"
+            options = {"max_attempts": 3, "queue": queue}
+            runs[queue] = await start(conn, *steps, run=options)
+            its = ("stricken", when, str(number))
+            ends.append(crew.process("--queues", queue, "--once", program=its))
+        if not any([await exit_status(process) for process in ends]):
+            return runs
+    raise AssertionError("it says more and more")
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], pytest.param(NAMES, marks=pytest.mark.soak)])
+async def test_recorded_steps_are_called_once_whichever_statement_their_worker_dies_at(
+    crew: Crew, conn: db.Connection, tmp_path: Path, names: list[str]
+) -> None:
+    ledger = tmp_path / "ledger"
+    steps = [struck(name, ledger, on_unknown="retry") for name in names]
+    runs = await killed_at_each_statement(crew, conn, steps)
+    assert len(runs) > 2 * len(names)
+    await heal(conn)
+    crew.worker(queues=tuple(runs))
+    again = set[str]()
+    for when, run in runs.items():
+        assert (await ends(conn, run))["state"] == "succeeded", when
+        told, recorded = Ledger(ledger), await steps_of(conn, run)
+        for name in names:
+            epochs = told.epochs[run, name]
+            assert epochs == sorted(set(epochs)), f"{name} twice under one lease, killed {when}"
+            assert epochs[-1] == recorded[name]["epoch"], f"{name} after its record, killed {when}"
+            assert len(told.keys[run, name]) == 1, when
+        twice = [name for name in names if len(told.epochs[run, name]) == 2]
+        assert len(twice) <= 1, f"killed {when}"
+        again.update(twice)
+    assert again == {*names}, "between its call and its record each of them was killed once"
+
+
 async def test_what_a_crash_left_open_is_unknown_and_nothing_else_is(
     crew: Crew, conn: db.Connection, tmp_path: Path
 ) -> None:

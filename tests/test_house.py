@@ -324,6 +324,20 @@ async def test_definer_functions_pin_their_search_path(conn: db.Connection) -> N
     ) == []  # fmt: skip
 
 
+async def test_functions_that_forbid_a_plan_have_it_interpreted(conn: db.Connection) -> None:
+    """Up to 17, a forbidden plan that must be taken has a cost of 1e10, and is compiled for
+    seconds where JIT is on, as by default."""
+    assert await ask(
+        conn,
+        """
+        select oid::regprocedure from pg_proc
+        where pronamespace in ('orc'::regnamespace, 'orchestrator'::regnamespace)
+          and exists (select from unnest(proconfig) s where s like 'enable\\_%=off')
+          and not proconfig @> '{jit=off}'
+        """,
+    ) == []  # fmt: skip
+
+
 async def test_every_verb_is_at_most_a_hundred_lines(conn: db.Connection) -> None:
     assert await ask(
         conn,

@@ -315,6 +315,33 @@ async def test_an_approval_needs_as_many_as_it_says_and_each_once(
     assert [row["actor"] for row in rows] == ["ann", "bob"]
 
 
+@pytest.mark.parametrize("is_child", [False, True])
+async def test_who_made_a_task_approves_none_of_its_runs(
+    crew: Crew, conn: db.Connection, is_child: bool
+) -> None:
+    """Nor what they make other runs do."""
+    await enqueue(conn, {"uses": "set", "with": {}})  # the tenant is there
+    work = Work(conn)
+    ann, bob = [
+        (await db.call_one(conn, "create_agent", tenant="t", name=name))["create_agent"]["id"]
+        for name in ("ann", "bob")
+    ]
+    pipeline = [{"id": "w", "wait": {"approval": {}}}]
+    if is_child:
+        pipeline = [{"id": "c", "uses": "flow.run", "with": {"pipeline": pipeline}}]
+    task = await work.verb(
+        "create_task", tenant="t", title="T", schedule_kind="cron", schedule_expr="0 8 * * *",
+        payload={"pipeline": pipeline}, created_by=ann,
+    )  # fmt: skip
+    await work.verb("run_task", tenant="t", task=task["id"])
+    await crew.once()
+    run = await work.one("select run_id from orchestrator.wait where kind = 'approval'")
+    with pytest.raises(Forbidden, match="of their own"):
+        await work.verb("approve_run", tenant="t", run=run, by=ann)
+    assert (await work.verb("approve_run", tenant="t", run=run, by=bob))["state"] == "met"
+    await crew.once()
+
+
 async def test_one_rejection_fails_the_step(crew: Crew, conn: db.Connection) -> None:
     run = await enqueue(conn, {"id": "w", "wait": {"approval": {"count": 2}}})
     await crew.once()

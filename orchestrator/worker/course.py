@@ -70,10 +70,12 @@ class Course(Attempts):
         self.commit = commit  # and returns when it is durable
         self.scope: dict[str, Any] = {"steps": {}, "state": {}}
         self.weighed: set[str] = set()  # calls whose outcome nobody knew
+        self.has_begun = False
 
     # Life
 
     async def follow(self) -> Settled:
+        self.has_begun = True
         if self.memory.past.is_canceled:
             return await self._only_finally()
         main = asyncio.create_task(self._main())
@@ -86,11 +88,12 @@ class Course(Attempts):
             else:
                 said = settled(self.run, self.waits.park(), self.context)
             said.waits = self.waits.listed() if self.waits.any else None
+            await self._end(main)
             return said
         except asyncio.CancelledError as why:
             await self._end(main)
             if why.args == ("canceled",):
-                await self._canceled()
+                await (self._only_finally() if self.run.epoch > 1 else self._canceled())
             raise
         finally:
             await self._end(main)
@@ -101,18 +104,25 @@ class Course(Attempts):
             await asyncio.wait((task,))
 
     async def _only_finally(self) -> Settled:
-        """It was canceled while it wasn't running. `finally` sees what is on record."""
+        """Its values may not be there yet, or not all: `finally` sees what is on record."""
+        if self.plan.pipeline.finally_:
+            await self._remember()
+            await self._canceled()
+        return Settled(self.run.tenant, self.run.id, self.run.epoch, "canceled")
+
+    async def _remember(self) -> None:
         self.is_replay = True
         replay = asyncio.create_task(self._replay())
-        await asyncio.wait(
-            (replay, self.watch.quiet),
-            timeout=AFTERMATH_SECONDS,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        await self._end(replay)
+        replay.add_done_callback(self.watch.stir)
+        try:
+            async with asyncio.timeout(AFTERMATH_SECONDS):
+                while not (replay.done() or self.watch.all_sleep):
+                    await self.watch.quiet
+        except TimeoutError:
+            pass
+        finally:
+            await self._end(replay)
         self.is_replay = False
-        await self._canceled()
-        return Settled(self.run.tenant, self.run.id, self.run.epoch, "canceled")
 
     async def _replay(self) -> None:
         with suppress(Exception):

@@ -244,8 +244,11 @@ class Hands:
         for id in runs:
             if id not in self.running or self.courses[id].memory.past.is_canceled:
                 continue
-            if not self.running[id][1].cancelling():
-                self.running[id][1].cancel("canceled")
+            (run, task), course = self.running[id], self.courses[id]
+            if run.epoch > 1 and not course.has_begun:  # but it had, before
+                course.memory.past = msgspec.structs.replace(course.memory.past, is_canceled=True)
+            elif not task.cancelling():
+                task.cancel("canceled")
 
     def release(self) -> None:
         self.closing = self.releasing = True

@@ -39,7 +39,7 @@ comment on function orc._still_fits(orchestrator.rule, orchestrator.event) is 'W
 create function orc._weigh(tenants text[], occurrences uuid[])
 returns table (tenant text, occurrence uuid, task uuid, nominal timestamptz, event uuid, revision integer, condition text, weight text,
                reason text, is_alone boolean)
-language sql stable set enable_seqscan = off as $$
+language sql stable set jit = off set enable_seqscan = off as $$
   select o.tenant_id, o.id, o.task_id, o.nominal_at, o.event_id, r.revision, r.condition,
          case when w.reason is not null then 'skip' when orc._is_open(r.kind, r.condition) then 'ask'
               when r.needed is not null then 'count' else 'fire' end,
@@ -57,7 +57,7 @@ $$;
 comment on function orc._weigh(text[], uuid[]) is 'What is to become of undecided occurrences, as far as SQL can say.';
 
 create function orc._hold_plans(tenants text[], tasks uuid[], waits boolean) returns uuid[]
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_held uuid[];
 begin
@@ -77,7 +77,7 @@ comment on function orc._hold_plans(text[], uuid[], boolean) is 'Has tasks alone
 -- The event for which the count fires now that this one is looked at, too; null when it doesn't. No more are read than
 -- the N before it, and those that are later.
 create function orc._completed(o orchestrator.occurrence, r orchestrator.rule) returns uuid
-language sql stable set enable_seqscan = off as $$
+language sql stable set jit = off set enable_seqscan = off as $$
   with known as materialized (
     (select k.id, k.nominal_at, k.state = 'fired' or k.reason ~ '^(overlap|duplicate):' as is_mark from orchestrator.occurrence k
      where k.tenant_id = o.tenant_id and k.task_id = o.task_id and k.event_id is not null
@@ -142,7 +142,7 @@ comment on function orc._count(text, uuid) is 'Counts one event; answers how man
 -- Verdicts are what conditions came to; one of a rule that has been replaced since says nothing. With `waits` null, tasks
 -- that must be had alone are left. The caller has locked the occurrences and shares their tasks. Answers how many runs it made.
 create function orc._decide(tenants text[], occurrences uuid[], verdicts jsonb, waits boolean) returns integer
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_held uuid[];
   v_firings jsonb;
@@ -176,7 +176,7 @@ comment on function orc._decide(text[], uuid[], jsonb, boolean) is 'Decides even
 
 -- Ahead of the others are none that wait for Python, and none of tasks that somebody is changing.
 create function orc._decide_events(most integer, out occurrences integer, out runs integer)
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_tenants text[];
   v_ids uuid[];
@@ -195,7 +195,7 @@ comment on function orc._decide_events(integer) is 'Decides what steps emitted a
 
 -- Four megabytes of events at most: of larger ones, a few.
 create function orc._undecided(most integer) returns jsonb
-language sql stable set enable_seqscan = off as $$
+language sql stable set jit = off set enable_seqscan = off as $$
   select jsonb_agg(jsonb_build_object('tenant', o.tenant_id, 'occurrence', o.id, 'revision', o.revision, 'condition', o.condition,
                                       'event', orc._event_as_json(o.event)))
   from (
@@ -214,7 +214,7 @@ $$;
 comment on function orc._undecided(integer) is 'Events whose conditions Python is to evaluate.';
 
 create function orc._hear_verdicts(verdicts jsonb, waits boolean) returns integer
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_tenants text[];
   v_ids uuid[];
@@ -348,7 +348,7 @@ grant execute on function orc.decide_event(jsonb) to orc_api;
 -- By id: the newest first, and only what is kept. The cursor is the id of the last one seen; null: there are no more.
 create function orc.list_events(tenant text, topic text default null, since timestamptz default null, cursor uuid default null,
   "limit" integer default 50) returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
   v_most constant integer := least(greatest("limit", 1), 200);
   v_items jsonb;

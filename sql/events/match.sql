@@ -54,7 +54,7 @@ comment on function orc._paused() is 'Why an event of a paused task did not fire
 
 -- The tasks that are to be decided; null when nobody listens.
 create function orc._meet_tasks(events orchestrator.event[]) returns uuid[]
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_met uuid[];
 begin
@@ -98,7 +98,7 @@ comment on function orc._is_heard(text, text) is 'Whether a task listens to a to
 
 -- What the core says of runs that ended, to tenants that listen, and only what they listen to.
 create function orc._announce(tenants text[], runs uuid[]) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 declare
   v_events orchestrator.event[];
 begin

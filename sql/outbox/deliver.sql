@@ -67,7 +67,7 @@ comment on function orc._say_problem(text, text) is 'Notes whether a sink can be
 
 -- No message stands below the first one that is queued, nor below where somebody began to publish.
 create function orc._next_messages(sink text, low_water bigint, most integer, out messages orchestrator.message[], out mark bigint)
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_first bigint;
@@ -99,7 +99,7 @@ create function orc.exchange_messages(
   sink text, relay text, want integer default 500, delivered bigint[] default null, failed jsonb default null,
   problem text default null, lease interval default '10 seconds')
 returns table ("position" bigint, id uuid, tenant text, address text, key text, body jsonb)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
   v_low bigint;
@@ -182,7 +182,7 @@ comment on view orc.outbox is 'What is to leave and hasn''t left: one row for ea
 
 -- Counted up to 10,000: more is "many".
 create function orc._backlog(sink text, out backlog bigint, out oldest timestamptz, out aside bigint)
-language sql stable set enable_seqscan = off as $$
+language sql stable set jit = off set enable_seqscan = off as $$
   select (select count(*) from (select from orchestrator.message m where m.sink = $1 and m.position > d.low_water and m.aside_at is null limit 10000) as n),
          (select m.queued_at from orchestrator.message m
           where m.sink = $1 and m.position > d.low_water and m.aside_at is null order by m.position limit 1),

@@ -114,6 +114,20 @@ $$;
 comment on function orc.open_approvals(text, uuid) is 'What a run asks people: whether to go on, or what to do about an unknown outcome.';
 grant execute on function orc.open_approvals(text, uuid) to orc_api, orc_reader;
 
+create function orc._is_own(d orchestrator.due_work, who text) returns boolean
+language sql stable set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+  with recursive line as (
+    select d.tenant_id, d.task_id, d.parent_id, d.labels
+    union all
+    select p.tenant_id, p.task_id, p.parent_id, p.labels
+    from line l join orchestrator.due_work p on p.tenant_id = l.tenant_id and p.run_id = l.parent_id)
+  select exists (
+    select from line l left join orchestrator.task t on t.tenant_id = l.tenant_id and t.id = l.task_id
+    where who in (l.labels ->> 'actor', t.created_by::text))
+$$;
+comment on function orc._is_own(orchestrator.due_work, text) is
+  'Whether a run is somebody''s: the label actor of it, or of a run that awaits it, says so, or its task is theirs.';
+
 -- The open question of a run, locked after the run.
 create function orc._question(tenant text, run uuid, step text) returns orchestrator.wait
 language plpgsql as $$
@@ -127,8 +141,6 @@ begin
       perform orc._gone('The run has ended', run::text);
     end if;
     perform orc._not_found('Run not found: ' || run, run::text);
-  elsif d.labels ->> 'actor' = current_setting('orchestrator.actor') then
-    perform orc._forbidden('Nobody approves a run of their own', run::text, 'let somebody else approve it');
   elsif step is null and (select count(*) from orc.open_approvals(tenant, run)) > 1 then
     perform orc._conflict('The run asks more than one question', run::text, 'say which step; orc.open_approvals lists them');
   end if;
@@ -139,6 +151,8 @@ begin
     perform orc._not_found('The run asks nobody', coalesce(step, run::text), 'orc.why says what it waits for');
   elsif w.state <> 'waiting' or w.deadline <= orchestrator.now() then
     perform orc._gone('This question is closed', w.step_id, format('it is %s', case w.state when 'waiting' then 'expired' else w.state end));
+  elsif orc._is_own(d, current_setting('orchestrator.actor')) then
+    perform orc._forbidden('Nobody approves a run of their own', run::text, 'let somebody else approve it');
   end if;
   return w;
 end $$;
@@ -189,7 +203,7 @@ grant execute on function orc.approve_run(text, uuid, text, text, jsonb, text) t
 -- Children whose parent has ended, or no longer waits for them. Apart from the parent's end, so that no
 -- end of a run waits for the row of another.
 create function orc.cancel_orphans(most integer default 1000) returns integer
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
   v_all integer := 0;
   c record;

@@ -35,7 +35,7 @@ end $$;
 comment on function orc._check_event(text, text, jsonb, uuid, text) is 'Refuses events that make no sense.';
 
 create function orc._hint_event(tenant text, topic text) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 begin
   if exists (select from orchestrator.wait w
              where w.tenant_id = tenant and w.topic = $2 and w.state = 'waiting') then
@@ -47,7 +47,7 @@ comment on function orc._hint_event(text, text) is 'Wakes the scheduler when a r
 -- The event and the tasks that it meets and that are to be decided: null when there are none. One look says whether
 -- anybody listens or waits: that takes 20 µs, and nothing else is done when nobody does.
 create function orc._emit(tenant text, topic text, payload jsonb, id uuid, source text, out event_id uuid, out is_new boolean, out met uuid[])
-language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   e orchestrator.event;
   v_is_met boolean;
@@ -133,7 +133,7 @@ comment on function orc._named(text[], uuid[], text[]) is 'Waits by their names,
 
 -- The waits whose topic has events that they haven't looked at: they call. Rows are locked in their order.
 create function orc._call_listeners(done pg_snapshot, most integer) returns integer
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_called integer;
   v_tenants text[];
@@ -161,7 +161,7 @@ end $$;
 comment on function orc._call_listeners(pg_snapshot, integer) is 'Marks waits that have events to look at.';
 
 create function orc._wake_called(most integer) returns integer
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_woken integer;
 begin

@@ -49,7 +49,7 @@ comment on function orc._take_along(jsonb) is 'Registers waits and publishes eve
 -- What was said is joined by hash, as a loop in a loop over it costs its square; a lateral join stays a loop,
 -- so rows of tables are looked up one by one.
 create function orc._record_steps(worker uuid, steps jsonb) returns uuid[]
-language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_nestloop = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_stale uuid[];
@@ -133,7 +133,7 @@ grant execute on function orc.record_steps(uuid, jsonb) to orc_worker;
 create function orc.begun_work(wanted jsonb)
 returns table (run_id uuid, began_at timestamptz, attempt_began_at timestamptz, tried integer, is_canceled boolean)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select d.run_id, b.began_at, b.attempt_began_at, coalesce(b.tried, 0), d.cancel_requested_at is not null
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.due_work d on d.tenant_id = a.tenant and d.run_id = a.run
@@ -153,7 +153,7 @@ returns table (
   tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb,
   arguments jsonb, digest text, bytes integer, cached boolean)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
          case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end,
          case when s.state in ('started', 'failed', 'unknown') then s.arguments end,
@@ -174,7 +174,7 @@ grant execute on function orc.recorded_steps(jsonb) to orc_worker;
 -- For runs whose other branches are at work; what is parked needs no one to ask.
 create function orc.heard_waits(wanted jsonb) returns table (tenant_id text, run_id uuid, step_id text, wait jsonb)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 begin
   perform orc._expire_waits(array_agg(a.tenant), array_agg(a.run))
@@ -191,7 +191,7 @@ comment on function orc.heard_waits(jsonb) is
 grant execute on function orc.heard_waits(jsonb) to orc_worker;
 
 create function orc._write_log(worker uuid, lines jsonb) returns void
-language plpgsql set enable_seqscan = off set enable_nestloop = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_nestloop = off as $$
 begin
   with said as materialized (
     select * from jsonb_to_recordset(lines) as l(tenant text, run uuid, epoch integer, level text, message text, facts jsonb)),

@@ -8,7 +8,7 @@
 -- a step is recorded by one transaction only, and an effect stands if and only if its record does.
 
 create function orc.record_once(worker uuid, step jsonb) returns table (answer text, output jsonb)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 begin
   perform set_config('orchestrator.now', '', true);
   perform orc._live_worker(worker);

@@ -33,7 +33,7 @@ comment on function orc._key_digest(text, jsonb) is 'Where the answer of a tool 
 -- Of [{tenant, run, output, digest, cache: {tool, key, seconds}}]: what is large has its digest, and what is to be cached.
 -- The newer answer replaces an older one.
 create function orc._keep_values(listed jsonb) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off as $$
 begin
   insert into orchestrator.value (tenant_id, day, digest, bytes, body)
   select l.tenant, orc._day(l.run), decode(l.digest, 'hex'), pg_column_size(l.output), l.output
@@ -55,7 +55,7 @@ end $$;
 comment on function orc._keep_values(jsonb) is 'Stores large values, and answers that serve again.';
 
 create function orc.value(tenant text, digest bytea, run uuid default null) returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
   v_body jsonb;
 begin
@@ -77,7 +77,7 @@ comment on function orc.value(text, bytea, uuid) is
 grant execute on function orc.value(text, bytea, uuid) to orc_api, orc_worker, orc_reader;
 
 create function orc.cached(tenant text, tool text, key jsonb) returns table (value jsonb, expires_at timestamptz)
-language sql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
   select c.value, c.expires_at from orchestrator.cache c
   where c.tenant_id = tenant and c.digest = orc._key_digest($2, coalesce($3, 'null')) and c.expires_at > orchestrator.now()
 $$;

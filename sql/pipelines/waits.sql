@@ -37,7 +37,7 @@ comment on function orc._wake(text, uuid) is 'Lets a waiting run go on; false wh
 -- Wakes parked runs, except those whose row is locked: who holds it sees the wait, or meet_events comes again.
 -- Callers hold rows of other runs, or many: none of them may wait.
 create function orc._wake_unlocked(tenants text[], runs uuid[]) returns integer
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_woken integer;
   v_hinted text[];
@@ -60,7 +60,7 @@ comment on function orc._wake_unlocked(text[], uuid[]) is 'Wakes parked runs who
 
 -- Events that a wait has not looked at, in the order of their ids.
 create function orc._candidates(w orchestrator.wait, most integer) returns setof orchestrator.event
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable set jit = off set enable_seqscan = off as $$
 begin
   if w.seen is null then
     return query select e.* from orchestrator.event e
@@ -195,7 +195,7 @@ end $$;
 comment on function orc._stands(jsonb) is 'The waits at which runs stand, as rows.';
 
 create function orc._expire_waits(tenants text[], runs uuid[]) returns void
-language sql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language sql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   update orchestrator.wait w set state = 'expired', is_called = false from orc._ended(tenants, runs, null) as u
   where w.tenant_id = u.tenant and w.run_id = u.run and w.state = 'waiting' and w.deadline <= orchestrator.now()
 $$;
@@ -203,7 +203,7 @@ comment on function orc._expire_waits(text[], uuid[]) is 'Ends the waits of runs
 
 -- Ends what runs still wait for, and tells those who wait for them. Each run with its parent, or null.
 create function orc._end_waits(tenants text[], runs uuid[], parents uuid[]) returns void
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_tenants text[];
   v_parents uuid[];
@@ -236,7 +236,7 @@ comment on function orc._end_waits(text[], uuid[], uuid[]) is 'Cancels the waits
 
 -- A batch of events that is through is seen.
 create function orc._end_batches(listed jsonb) returns void
-language sql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language sql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   update orchestrator.wait w set seen = w.upto, upto = null, after = null
   from orc._stands(listed) as l
   where w.tenant_id = l.tenant and w.run_id = l.run and w.step_id = l.step
@@ -249,7 +249,7 @@ comment on function orc._end_batches(jsonb) is 'Moves the cursor of waits past b
 -- look at, goes on at once; else it goes on at its first deadline at the latest.
 -- The runs' rows are locked; the waits are locked here, and looked at in later statements.
 create function orc._stand_at_waits(outcomes jsonb, parked uuid[]) returns void
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_listed constant jsonb := (

@@ -52,7 +52,7 @@ $$;
 comment on function orc._complete_tasks(text[], uuid[]) is 'Completes tasks whose rules have no more instants.';
 
 create function orc._set_alarms(tenants text[], tasks uuid[]) returns void
-language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_tenants text[];
   v_tasks uuid[];

@@ -40,7 +40,7 @@ comment on function orc._now_for(text, uuid) is 'Now, and not before what the le
 
 create function orc.task(tenant text, task uuid) returns jsonb
 language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
   v_task constant jsonb := (select to_jsonb(t) - 'tenant_id' from orc.tasks t
                            where t.tenant_id = tenant and t.id = task and orc._sees(t.created_by));

@@ -69,7 +69,7 @@ grant execute on function orc.tick(text, integer, jsonb, jsonb, boolean) to orc_
 
 -- What a monitor looks at: whether a scheduler lives, and how far time is ahead of it.
 create function orc._schedule_gauges() returns table (name text, labels jsonb, value double precision)
-language sql stable set enable_seqscan = off as $$
+language sql stable set jit = off set enable_seqscan = off as $$
   select 'schedulers', '{}'::jsonb, count(*)::double precision from orc.schedulers s where s.is_live
   union all
   select 'schedule_lateness_seconds', '{}', greatest(0, -coalesce(orc._rest(), 0))

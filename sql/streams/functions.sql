@@ -26,7 +26,8 @@ grant execute on function orc.stream_head(text) to orc_api;
 -- Ids are made at most a day before they are published, and a minute after: `is_recent` reads the partitions of that time only.
 create function orc.new_events(wanted jsonb, most integer default 500, is_recent boolean default true)
 returns table (tenant text, "position" bigint, id uuid, event jsonb)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   p constant record := orc._publishing();
   v_from constant uuid := case when is_recent then orchestrator.id_floor(orchestrator.now() - interval '25 hours')
@@ -74,7 +75,7 @@ comment on function orc._state_of_run(orchestrator.run) is 'How a run ended, as 
 create function orc.run_changes(wanted jsonb, back double precision default 5)
 returns table (tenant text, subject uuid, kind text, name text, at timestamptz, is_last boolean, data jsonb)
 language sql volatile security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   with w as materialized (
     select w.tenant, w.subject, coalesce(w.since, orchestrator.now() - make_interval(secs => back)) as since
     from jsonb_to_recordset(wanted) as w(tenant text, subject uuid, since timestamptz))
@@ -112,7 +113,7 @@ grant execute on function orc.run_changes(jsonb, double precision) to orc_api;
 create function orc.task_changes(wanted jsonb, back double precision default 5)
 returns table (tenant text, subject uuid, kind text, name text, at timestamptz, is_last boolean, data jsonb)
 language sql volatile security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   with w as materialized (
     select w.tenant, w.subject, coalesce(w.since, orchestrator.now() - make_interval(secs => back)) as since, w.known,
            orchestrator.id_floor(coalesce(w.since - interval '1 day', orchestrator.now() - make_interval(secs => back + 120))) as made

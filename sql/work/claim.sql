@@ -32,7 +32,7 @@ comment on function orc._live_worker(uuid) is 'The worker, if its lease is live;
 -- Gives free slots of keys to their best blocked rows. Keys without blocked rows cost one look for all.
 -- Call it once in a transaction: two calls would lock keys out of order.
 create function orc._fill_keys(tenants text[], keys text[]) returns integer
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   k record;
   v_limit integer;
@@ -70,7 +70,7 @@ comment on function orc._fill_keys(text[], text[]) is 'Makes blocked rows ready 
 -- A waiting row whose time has come goes on, too: what it waited for didn't happen, and the wait expires.
 -- Answers the keys that _fill_keys has to look at.
 create function orc._promote_due(most integer, out tenants text[], out keys text[])
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_listed bigint;
   v_tenants text[];

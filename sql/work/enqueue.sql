@@ -134,7 +134,7 @@ comment on function orc._meet_standing(text, text, uuid, text, uuid, jsonb, time
 -- Who asks is alone among those who ask of this key: the lock is taken in a statement of its own, so
 -- the look sees what the one before made.
 create function orc._in_the_way(tenant text, key text, max_running integer, out run uuid, out state text)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_slots constant integer := coalesce(max_running, (
     select c.max_running from orchestrator.concurrency c where c.tenant_id = tenant and c.key = $2), 1);
@@ -156,7 +156,7 @@ comment on function orc._in_the_way(text, text, integer) is 'A run that has what
 -- The last in line that has not begun does what the new run would have done, in its place. A retry and
 -- a run that another waits for are left alone: they answer for an input of their own.
 create function orc._replace_queued(tenant text, key text, pipeline uuid, new_input jsonb, new_labels jsonb, new_dedupe text) returns uuid
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_run uuid;
 begin
@@ -183,7 +183,7 @@ comment on function orc._replace_queued(text, text, uuid, jsonb, jsonb, text) is
 
 -- One running run is told to stop for each that waits for a slot, the longest running first.
 create function orc._make_way(tenant text, key text, new_run uuid) returns uuid
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_run uuid;
   v_told integer;

@@ -81,7 +81,7 @@ grant execute on function orc.advance_lanes() to orc_worker;
 -- before it are dead, and would be crawled over. What committed late is found by a whole look, each minute.
 -- One at a time; it waits for nobody.
 create function orc.tally_runs(most integer default 10000, whole boolean default false) returns integer
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
   v_from constant bigint := case when whole then 0
     else coalesce(pg_sequence_last_value(pg_get_serial_sequence('orchestrator.ending', 'id')::regclass), 0) - 2 * most end;

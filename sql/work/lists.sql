@@ -65,7 +65,7 @@ grant execute on function orc.list_runs(text, jsonb, uuid, integer, integer, uui
 -- Whoever may not see it is told that there is none. One plan by the keys does for every run: to plan each look anew would
 -- cost more than to look (measured 2026-11-21: orc.run took 0.45 ms then, and takes 0.11).
 create function orc._see_run(tenant text, run uuid, owner uuid) returns orc.runs
-language plpgsql stable set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+language plpgsql stable set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
   r orc.runs;
 begin
@@ -123,7 +123,7 @@ comment on function orc._attempt_cards(orc.runs, integer) is 'The last attempts 
 
 create function orc.run(tenant text, run uuid, owner uuid default null) returns jsonb
 language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
   r constant orc.runs := orc._see_run(tenant, run, owner);
   v_steps constant jsonb[] := array(select s from orc._step_cards(tenant, run, 1001) as s);
@@ -184,7 +184,7 @@ grant execute on function orc.run_failures(text, jsonb, uuid, integer) to orc_ap
 
 create function orc.ended_runs(wanted uuid[]) returns table (run uuid)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select w.id from unnest(wanted) as w(id)
   where not exists (select from orchestrator.due_work d where d.run_id = w.id)
 $$;

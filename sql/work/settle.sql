@@ -4,10 +4,11 @@
 -- An outcome is an object: tenant, run, epoch, outcome, and by outcome
 --   succeeded  output
 --   failed     error, retry (false: trying again can't help), delay (seconds, instead of the backoff)
---   released   given back unharmed: its attempt isn't counted; a canceled run, for what is left of its `finally`
+--   released   given back unharmed: its attempt isn't counted
 --   parked     waiting_for, until (a time; it goes on then at the latest), waits (pipelines/waits.sql)
 --   canceled   the attempt obeyed a cancel
--- An attempt that was told to cancel ends as canceled whatever it says.
+-- An attempt that was told to cancel ends as canceled whatever it says. If it says that the run would go on later (released,
+-- parked, failed but not for good), its `finally` is left: the run is ready at once, for that alone.
 --
 -- A final outcome moves the row: delete from due_work, insert into run, one statement, set-based. Then
 -- its waits end. A run that was claimed once and succeeded has none, unless it says `waits`.
@@ -59,7 +60,7 @@ begin
     delete from orchestrator.due_work d using orc._outcomes(outcomes) o
     where d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch and d.worker_id = _finish.worker
       and (o.outcome in ('succeeded', 'canceled')
-           or d.cancel_requested_at is not null and (o.outcome <> 'released' or not orc._has_finally(d.tenant_id, d.pipeline_id))
+           or d.cancel_requested_at is not null and not orc._has_finally(d.tenant_id, d.pipeline_id)
            or o.outcome = 'failed' and (d.attempt >= d.max_attempts or o.retry is false))
     returning d.*, o.outcome, o.output as its_output, o.error as its_error,
       d.epoch > 1 or d.parent_id is not null or o.outcome <> 'succeeded' or o.waits is not null as may_wait,
@@ -108,23 +109,23 @@ declare
 begin
   with before as materialized (
     select d.tenant_id, d.run_id, d.epoch, d.attempt, d.started_at, d.worker_id, o.outcome, o.error, o.delay,
-           o.waiting_for, o.until
+           o.waiting_for, o.until, o.outcome = 'released' or d.cancel_requested_at is not null as is_ready
     from orchestrator.due_work d join orc._outcomes(outcomes) o
       on d.tenant_id = o.tenant and d.run_id = o.run and d.epoch = o.epoch
     where d.worker_id = _put_back.worker and o.outcome in ('failed', 'released', 'parked')
-      and (d.cancel_requested_at is null or o.outcome = 'released' and orc._has_finally(d.tenant_id, d.pipeline_id))
+      and (d.cancel_requested_at is null or orc._has_finally(d.tenant_id, d.pipeline_id))
     for update of d),
   back as (
     update orchestrator.due_work d
     set worker_id = null, started_at = null,
-        state = case b.outcome when 'parked' then 'waiting' when 'released' then 'ready' else 'scheduled' end,
+        state = case when b.is_ready then 'ready' when b.outcome = 'parked' then 'waiting' else 'scheduled' end,
         attempt = d.attempt - case b.outcome when 'failed' then 0 else 1 end,
-        due_at = case b.outcome
-          when 'parked' then coalesce(b.until, 'infinity')
-          when 'released' then orc._not_below(d.tenant_id, d.queue, d.priority, d.due_at)
+        due_at = case
+          when b.is_ready then orc._not_below(d.tenant_id, d.queue, d.priority, d.due_at)
+          when b.outcome = 'parked' then coalesce(b.until, 'infinity')
           else v_now + coalesce(make_interval(secs => case when b.delay is not null then least(greatest(b.delay, 0), 1e8) end),
                                 orc._backoff(d.backoff, d.backoff_seconds, d.backoff_limit_seconds, d.attempt)) end,
-        waiting_for = case b.outcome when 'parked' then coalesce(b.waiting_for, 'someone') end,
+        waiting_for = case when b.outcome = 'parked' and not b.is_ready then coalesce(b.waiting_for, 'someone') end,
         error = coalesce(b.error, d.error)
     from before b where d.tenant_id = b.tenant_id and d.run_id = b.run_id
     returning d.tenant_id, d.run_id, d.concurrency_key, d.state, d.queue, d.priority),
@@ -161,7 +162,7 @@ comment on function orc._stale(uuid, jsonb) is 'The runs of outcomes that change
 -- The worker's own lease is looked at first: an ended one gets OR410.
 -- Joins by hash or merge would read all of due_work: a plan made while it was small stays in use.
 create function orc._settle(worker uuid, outcomes jsonb, out stale uuid[], out tenants text[], out keys text[])
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_done record;
   v_back record;

@@ -24,7 +24,7 @@ grant execute on function orc.register_worker to orc_worker;
 -- One small update, whatever number of runs it holds. Answers the runs that it is to stop.
 create function orc.renew_worker(worker uuid)
 returns table (expires_at timestamptz, canceled uuid[])
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
   update orchestrator.worker w set expires_at = orchestrator.now() + w.lease
@@ -79,7 +79,7 @@ comment on function orc._end_lost(orchestrator.due_work[]) is 'Ends lost runs th
 -- What ended workers left. Their runs go on as retries with the attempt counted; a run without
 -- attempts left, or one that was told to cancel, ends.
 create function orc._release_runs(most integer) returns integer
-language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_lost orchestrator.due_work[];
@@ -130,7 +130,7 @@ comment on function orc.end_worker(uuid) is 'A worker''s farewell. What it still
 grant execute on function orc.end_worker(uuid) to orc_worker;
 
 create function orc.held_work(worker uuid) returns table (tenant text, run uuid, epoch integer)
-language sql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
   select d.tenant_id, d.run_id, d.epoch from orchestrator.due_work d where d.state = 'running' and d.worker_id = worker
 $$;
 comment on function orc.held_work(uuid) is
