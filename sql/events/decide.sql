@@ -304,7 +304,8 @@ grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text,
 -- Who began to listen after the look hears of it from the next tick.
 create function orc.publish_together(calls jsonb) returns setof jsonb
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan set lock_timeout = '20ms' as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+set lock_timeout = '20ms' as $$
 declare
   v_events orchestrator.event[];
   v_answers jsonb[];
