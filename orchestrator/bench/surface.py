@@ -26,7 +26,7 @@ from .figure import Figure, spread
 from .place import Place, rows
 from .stage import PIPELINE, STUCK_SECONDS, TENANT, Stage, stage
 
-CLIENTS = 8
+CLIENTS = 64
 REQUESTS = 4000
 WATCHERS = 500
 UPDATES = 20
