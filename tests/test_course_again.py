@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
-from acts import Tool, do, start, steps_of
+from acts import Tool, do, put, start, steps_of
 from conftest import Make
 from crew import Crew, ends, look, until
 from test_course_durable import is_in, sole
@@ -97,6 +98,23 @@ async def test_the_time_of_an_attempt_goes_on_while_it_is_parked_and_starts_anew
     await an_hour_passes(conn, id)
     await until(lambda: retried_and_parked(conn, id))
     await db.call(conn, "cancel_run", tenant="t", run=id)
+
+
+async def test_a_step_has_the_times_of_its_record_after_a_park_too(
+    crew: Crew, conn: db.Connection, tool: Tool
+) -> None:
+    times = put("b", began="${state.a.started_at}", ended="${state.a.finished_at}")
+    took = "${timestamp(state.b.finished_at) >= timestamp(state.a.started_at)}"
+    id = await start(conn, do("a", 1), NAP, times, put("c", later=took))
+    crew.worker(tool.kind)
+    await parks(conn, id)
+    await conn.execute(OVER + b" where step_id = 'nap'")
+    assert await sole(conn, "select orc.wake_run('t', %s)", id)
+    output = (await ends(conn, id))["output"]
+    record = (await steps_of(conn, id))["a"]
+    told = [datetime.fromisoformat(output["b"][name]) for name in ("began", "ended")]
+    assert told == [record["started_at"], record["finished_at"]]
+    assert output["c"] == {"later": True}
 
 
 async def retried_and_parked(conn: db.Connection, run: str) -> bool:

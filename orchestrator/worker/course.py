@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any
 from uuid import UUID, uuid5
@@ -199,7 +200,10 @@ class Course(Attempts):
 
     async def _step(self, step: Step, frame: Frame) -> None:
         """Leaves its value under its names, or breaks."""
-        state = {"status": "running", "attempt": 0, "error": None, "cached": False}
+        state: dict[str, Any] = {
+            "status": "running", "attempt": 0, "error": None, "cached": False,
+            "started_at": written(self.waits.now()), "finished_at": None,
+        }  # fmt: skip
         frame.scope["state"][step.id] = state
         value: Any = None
         try:
@@ -211,11 +215,21 @@ class Course(Attempts):
             else:
                 value = await self._within(self._total_limit(step, frame), self._times(step, frame))
                 state["status"] = "succeeded"
+            self._date(state, frame.place + step.id)
         except Exception as error:
             broken = self._named(frame.place + step.id, failure(self.run, error))
             state |= {"status": "failed", "error": broken.error}
+            self._date(state, frame.place + step.id)
             value = await self._caught(step, frame, broken)
         self._keep(step, frame, value, state["status"] != "skipped")
+
+    def _date(self, state: dict[str, Any], place: str) -> None:
+        """As on record, so that whoever goes on with the run later sees the same."""
+        record = self.memory.records.get(place) or {}
+        state["started_at"] = written(record.get("started_at") or state["started_at"])
+        state["finished_at"] = written(record.get("finished_at") or self.waits.now())
+        if record:
+            record |= {name: state[name] for name in ("started_at", "finished_at")}
 
     def _keep(self, step: Step, frame: Frame, value: Any, ran: bool) -> None:
         steps = frame.scope["steps"]
@@ -409,3 +423,8 @@ class Course(Attempts):
             await self.waits.ask(place)
         elif what == "fail":
             raise Unknown(Fail("unknown", "a crash came between its call and its answer"))
+
+
+def written(at: datetime | str) -> str:
+    """As JSON has times."""
+    return at if isinstance(at, str) else at.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -151,18 +151,18 @@ grant execute on function orc.begun_work(jsonb) to orc_worker;
 create function orc.recorded_steps(wanted jsonb)
 returns table (
   tenant_id text, run_id uuid, step_id text, epoch integer, attempt integer, state text, output jsonb, error jsonb, wait jsonb,
-  arguments jsonb, digest text, bytes integer, cached boolean)
+  arguments jsonb, digest text, bytes integer, cached boolean, started_at timestamptz, finished_at timestamptz)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
   select s.tenant_id, s.run_id, s.step_id, s.epoch, s.attempt, s.state, s.output, s.error,
          case when w.run_id is not null and s.state <> 'succeeded' then orc._wait_as_json(w) end,
          case when s.state in ('started', 'failed', 'unknown') then s.arguments end,
-         encode(s.output_digest, 'hex'), s.output_bytes, s.is_cached
+         encode(s.output_digest, 'hex'), s.output_bytes, s.is_cached, s.started_at, s.finished_at
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.step s on s.tenant_id = a.tenant and s.run_id = a.run
   left join orchestrator.wait w on w.tenant_id = s.tenant_id and w.run_id = s.run_id and w.step_id = s.step_id
   union all
-  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null, null, null, false
+  select w.tenant_id, w.run_id, w.step_id, null, null, null, null, null, orc._wait_as_json(w), null, null, null, false, null, null
   from jsonb_to_recordset(wanted) as a(tenant text, run uuid)
   join orchestrator.wait w on w.tenant_id = a.tenant and w.run_id = a.run
   where not exists (select from orchestrator.step s
