@@ -355,9 +355,9 @@ RULE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def kept(most: int = 1000, **said: Any) -> RecentPlans:
+def kept(**said: Any) -> RecentPlans:
     """What was planned on Monday at eight."""
-    recent, rule = RecentPlans(most), {**RULE, **said}
+    recent, rule = RecentPlans(), {**RULE, **said}
     recent.keep(rule, MONDAY, tasks.planned(rule, MONDAY, MONDAY))
     return recent
 
