@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from conftest import Connect, Make, Running, Serve
 from crew import Crew, enqueue, until
+from lines import Line
 from psycopg.types.json import Jsonb
 from redis.asyncio import Redis
 from valkeys import Valkey
@@ -575,24 +576,6 @@ def by_client(running: Running) -> Ask:
     return ask
 
 
-def by_socket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Ask:
-    """The same without a client that costs more than the service."""
-    head = (
-        f"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {KEY['Authorization']}\r\n"
-        "Content-Type: application/json\r\nContent-Length: "
-    ).encode()
-
-    async def ask(event: bytes) -> int:
-        writer.write(b"%s%d\r\n\r\n%s" % (head, len(event), event))
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", answer, re.I)
-        assert length is not None
-        await reader.readexactly(int(length[1]))
-        return int(answer[9:12])
-
-    return ask
-
-
 async def killed_again_and_again(valkey: Valkey, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -696,11 +679,10 @@ async def an_api(crew: Crew, place: dict[str, str]) -> AsyncIterator[list[Ask]]:
         port = found.getsockname()[1]
     crew.process(name="api", environment={**place, "PORT": str(port)})
     await until(lambda: listens(port), 30)
-    ends = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
-    yield [by_socket(*end) for end in ends]
-    for _, writer in ends:
-        writer.close()
-        await writer.wait_closed()
+    lines = [Line(port) for _ in range(20)]
+    yield [partial(line.post, "/events") for line in lines]
+    for line in lines:
+        await line.close()
 
 
 def listens(port: int) -> bool:
