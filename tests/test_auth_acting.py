@@ -300,6 +300,59 @@ async def test_verbs_check_scopes_and_owners_themselves(
             await db.call(api, verb, tenant="ours", **more)
 
 
+REQUIRED = """
+select p.proname as verb, coalesce(array_agg(a.name order by a.nth) filter (where a.nth <= p.pronargs - p.pronargdefaults), '{}') as names,
+       coalesce(array_agg(format_type(t.oid, null) order by a.nth) filter (where a.nth <= p.pronargs - p.pronargdefaults), '{}') as kinds
+from pg_proc p
+left join lateral unnest(p.proargnames, p.proargtypes::oid[]) with ordinality as a(name, kind, nth) on a.nth <= p.pronargs
+left join pg_type t on t.oid = a.kind
+where p.pronamespace = 'orc'::regnamespace group by p.oid
+"""  # noqa: E501
+ANY: dict[str, Any] = {
+    "text": "x", "uuid": UUID(int=7), "jsonb": Jsonb({}), "timestamp with time zone": "2026-01-01Z",
+    "timestamp with time zone[]": [], "text[]": [], "jsonb[]": [], "integer": 1, "boolean": True,
+    "double precision": 1, "bytea": b"x",
+}  # fmt: skip
+OF_THE_PLACE = {"help", "check", "list_sinks", "list_tools"}
+"""Told to whoever the API lets in, of no tenant."""
+
+
+async def test_every_verb_behind_a_route_asks_for_the_scope_itself_before_anything_else(
+    conn: db.Connection, connect: Connect, nobody_acts: None
+) -> None:
+    api = await connect(role="orc_api")
+    rows = await (await conn.execute(REQUIRED.encode())).fetchall()
+    verbs = {row["verb"]: dict(zip(row["names"], row["kinds"], strict=True)) for row in rows}
+    asked = []
+    for endpoint in GUARDED:
+        if endpoint.scope and endpoint.verb in verbs.keys() - OF_THE_PLACE:
+            given = {name: ANY[kind] for name, kind in verbs[endpoint.verb].items()}
+            db.acting.set(acting("ours", str(uuid4()), "other:scope"))
+            with pytest.raises(Forbidden):
+                await db.call(api, endpoint.verb, **{**given, "tenant": "ours"})
+            asked.append(endpoint.verb)
+    assert len(asked) >= 35
+
+
+async def test_lists_and_looks_are_of_the_actors_own_things_though_nobody_names_an_owner(
+    running: Running, conn: db.Connection, connect: Connect, nobody_acts: None
+) -> None:
+    ids = await things(running, conn, "ours")
+    api = await connect(role="orc_api")
+    for id, scope, sees in ((str(uuid4()), "any", False), (ids["agent"], "any", True),
+                            (str(uuid4()), "admin", True)):  # fmt: skip
+        db.acting.set(acting("ours", id, scope))
+        for verb in ("list_tasks", "list_runs"):
+            (page,) = await db.call(api, verb, tenant="ours")
+            assert bool(page["items"]) == sees, verb
+        for verb in ("run", "list_logs", "see_run"):
+            if sees:
+                await db.call(api, verb, tenant="ours", run=ids["run"])
+            else:
+                with pytest.raises(NotFound):
+                    await db.call(api, verb, tenant="ours", run=ids["run"])
+
+
 async def test_nobody_calls_a_verb_for_a_tenant_that_they_do_not_belong_to(
     conn: db.Connection, nobody_acts: None
 ) -> None:

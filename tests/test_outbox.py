@@ -374,17 +374,22 @@ async def test_an_admin_sees_the_sinks_and_retries_what_stands_aside(
 ) -> None:
     await db.call(conn, "ensure_system_agent")
     await register(conn, "listed")
-    await emit(conn, "k")
+    await emit(conn, "k", tenant="default")
+    await emit(conn, "theirs", tenant="t")
     await conn.execute(
         "update orchestrator.message set aside_at = orchestrator.now(), problem = 'x'"
     )
     app = await serve()
     listed = (await app.client.get("/ops/sinks", headers=KEY)).json()
     assert [(s["name"], s["state"], s["backlog"], s["aside"]) for s in listed] == [
-        ("listed", "up", 0, 1)
+        ("listed", "up", 0, 2)
     ]
     retried = await app.client.post("/ops/sinks/listed/retry", headers=KEY)
     assert retried.json() == {"count": 1}
+    cursor = await conn.execute("select key, state from orc.outbox order by position")
+    assert [(row["key"], row["state"]) for row in await cursor.fetchall()] == [
+        ("k", "queued"), ("theirs", "aside")
+    ]  # fmt: skip
     assert (await app.client.post("/ops/sinks/nothing/retry", headers=KEY)).status_code == 404
 
 
