@@ -203,10 +203,12 @@ NOT_SO = {
     "run_output": 409, "retry_run": 409, "retry_from": 409, "approve_run": 404,  # it lives
     "retry_messages": 404,
 }  # fmt: skip
-LAST = {"cancel_run", "cancel_task", "delete_agent"}
+LAST = ["cancel_run", "cancel_task", "delete_agent"]
+UNCHANGING = {"preview_rule", "backfill_task", "retry_where"}
+"""As they are shown: two of them say first what they would do."""
 
 
-async def test_what_the_document_shows_is_taken_by_every_route(
+async def test_what_the_document_shows_is_taken_by_every_route_and_each_change_is_audited(
     serve: Serve, conn: db.Connection
 ) -> None:
     running = await serve(jwt_secret="Zm9yIHRlc3RzIG9mIGxvZ2lucyBvbmx5LCBhbmQgbG9uZw")
@@ -214,12 +216,22 @@ async def test_what_the_document_shows_is_taken_by_every_route(
     key = (await an_agent(conn, "ours", "boss", "admin"))["key"]
     ids["agent"] = (await an_agent(conn, "ours", "another", "any"))["id"]
     wrong = {}
-    for endpoint in sorted(http.ENDPOINTS, key=lambda row: row.verb in LAST):
-        if endpoint.content_type != "text/event-stream":
-            answer = await ask(running, endpoint, ids, key)
-            if answer.status_code != NOT_SO.get(endpoint.verb, endpoint.status):
-                wrong[endpoint.verb] = (answer.status_code, answer.text[:300])
+    rows = [row for row in http.ENDPOINTS if row.content_type != "text/event-stream"]
+    for endpoint in sorted(rows, key=lambda row: row.verb in LAST and LAST.index(row.verb) + 1):
+        before = await audited(conn)
+        answer = await ask(running, endpoint, ids, key)
+        if answer.status_code != NOT_SO.get(endpoint.verb, endpoint.status):
+            wrong[endpoint.verb] = (answer.status_code, answer.text[:300])
+        is_change = endpoint.method != "GET" and endpoint.verb not in UNCHANGING | {"publish_event"}
+        if (await audited(conn) > before) != (is_change and answer.is_success):
+            wrong[f"audit of {endpoint.verb}"] = (answer.status_code, answer.text[:300])
     assert wrong == {}
+
+
+async def audited(conn: db.Connection) -> int:
+    row = await (await conn.execute(b"select count(*) as n from orchestrator.audit")).fetchone()
+    assert row is not None
+    return int(row["n"])
 
 
 async def test_any_is_not_admin(running: Running, conn: db.Connection) -> None:

@@ -390,6 +390,8 @@ async def test_an_admin_sees_the_sinks_and_retries_what_stands_aside(
     assert [(row["key"], row["state"]) for row in await cursor.fetchall()] == [
         ("k", "queued"), ("theirs", "aside")
     ]  # fmt: skip
+    audit = (await app.client.get("/audit?action=retry_messages", headers=KEY)).json()["items"]
+    assert [(line["subject"], line["details"]) for line in audit] == [("listed", {"count": 1})]
     assert (await app.client.post("/ops/sinks/nothing/retry", headers=KEY)).status_code == 404
 
 

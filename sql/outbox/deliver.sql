@@ -160,6 +160,9 @@ begin
     returning m.position)
   select count(*), min(b.position) into v_count, v_first from back b;
   update orchestrator.delivery d set low_water = v_first - 1 where d.sink = $1 and d.low_water >= v_first;
+  if tenant is not null and v_count > 0 then
+    perform orc._audit(tenant, 'retry_messages', sink, jsonb_build_object('count', v_count));
+  end if;
   return v_count;
 end $$;
 comment on function orc.retry_messages(text, integer, text) is 'Brings back the messages of a sink that were moved aside, of one tenant or of all; answers how many.';
