@@ -22,7 +22,7 @@ class SinkState(msgspec.Struct):
 
 
 class Retried(msgspec.Struct):
-    """How many messages were brought back."""
+    """How many messages of the tenant were brought back."""
 
     count: int
 
@@ -32,7 +32,9 @@ async def _sinks(call: Call) -> list[dict[str, Any]]:
 
 
 async def _retry(call: Call) -> Retried:
-    row = await call.app.pool.call_one("retry_messages", sink=call.path["sink"])
+    assert call.principal is not None
+    place = {"tenant": call.principal.tenant_id, "sink": call.path["sink"]}
+    row = await call.app.pool.call_one("retry_messages", **place)
     return Retried(row["retry_messages"])
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from typing import Any
-from uuid import uuid4
+from itertools import product
+from typing import Any, get_args
+from uuid import UUID, uuid4
 
+import msgspec
 import psycopg
 import pytest
 from conftest import Connect, Make, Running, Serve
@@ -17,14 +19,12 @@ from psycopg.types.json import Jsonb
 from orchestrator import api as http
 from orchestrator import db, openapi
 from orchestrator.errors import Forbidden, NotFound
-from orchestrator.web.samples import Samples
 from orchestrator.wire import Endpoint
 
 PIPELINE = [{"id": "a", "uses": "set", "with": {"x": 1}}]
 TASK = {"title": "t", "schedule_kind": "cron", "schedule_expr": "0 0 * * *",
         "payload": {"pipeline": PIPELINE}}  # fmt: skip
 DOCUMENT = openapi.document("t", "0", "t", http.ENDPOINTS)
-SAMPLES = Samples(DOCUMENT["components"]["schemas"])
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture
 async def running(serve: Serve) -> Running:
-    return await serve(app_env="production")
+    return await serve(app_env="production", rate_limit="none")
 
 
 async def an_agent(conn: db.Connection, tenant: str, name: str, *scopes: str) -> dict[str, Any]:
@@ -47,24 +47,16 @@ async def an_agent(conn: db.Connection, tenant: str, name: str, *scopes: str) ->
 # Every route with an id
 
 
-BODIES: dict[str, Any] = {
-    "snooze_task": {"delay_seconds": 60},
-    "backfill_task": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z"},
-}
 QUERIES = {"why_not": {"instant": "2026-01-01T00:00:00Z"}}
 GUARDED = [e for e in http.ENDPOINTS if e.scope is not None]
 WITH_IDS = [e for e in GUARDED if "{" in e.path]
 
 
 def sample(endpoint: Endpoint) -> Any:
-    """The smallest body that the row takes."""
-    if endpoint.verb in BODIES:
-        return BODIES[endpoint.verb]
+    """The body that the document shows."""
     path = openapi.PARAMETER.sub(r"{\1}", endpoint.path)
     said = DOCUMENT["paths"][path][endpoint.method.lower()].get("requestBody")
-    if said is None:
-        return None
-    return SAMPLES.of(said["content"]["application/json"]["schema"], brief=True)
+    return said and said["content"]["application/json"]["example"]
 
 
 async def ask(running: Running, endpoint: Endpoint, ids: dict[str, str], key: str) -> Any:
@@ -129,6 +121,68 @@ async def test_ids_of_another_tenant_are_404_on_every_route_and_no_row_is_touche
     assert await everything_of(conn, "theirs") == before
 
 
+def ids_in(kind: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Where a query or a body takes ids."""
+    if kind is UUID:
+        yield path
+    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        for field in msgspec.structs.fields(kind):
+            is_id = field.type is UUID or field.name in IDS_AS_TEXT
+            inside = ids_in(UUID if is_id else field.type, *path, field.encode_name)
+            yield from inside
+    else:
+        for part in get_args(kind):
+            yield from ids_in(part, *path)
+
+
+KINDS = ("task", "run", "agent", "user", "event")
+IDS_AS_TEXT = {"actor", "subject"}
+ID_OR_TIME = re.compile(r"[0-9a-f-]{36}|20\d\d-[0-9T:.+-]+Z?")
+
+
+def put(said: Any, path: tuple[str, ...], id: str) -> Any:
+    name, *rest = path
+    return {**said, name: put(said.get(name, {}), tuple(rest), id) if rest else id}
+
+
+async def test_ids_of_another_tenant_in_queries_and_bodies_are_as_good_as_unknown_ones(
+    running: Running, conn: db.Connection
+) -> None:
+    theirs = await things(running, conn, "theirs")
+    theirs["event"] = str((await db.call_one(
+        conn, "emit_event", tenant="theirs", topic="t", payload=None))["emit_event"])  # fmt: skip
+    await things(running, conn, "ours")
+    key = bearer((await an_agent(conn, "ours", "boss", "admin"))["key"])
+    before, asked, wrong = await everything_of(conn, "theirs"), 0, {}
+    rows = [e for e in GUARDED if "{" not in e.path and e.verb != "stream_events"]
+    for endpoint in sorted(rows, key=lambda row: row.method):  # asked first, and then changed
+        body = sample(endpoint)
+        places = [("query", path) for path in ids_in(endpoint.query)]
+        places += [("body", path) for path in ids_in(endpoint.body)]
+        for (place, path), kind in product([("", ()), *places], KINDS):
+            said = []
+            for id in (theirs[kind], neighbour(theirs[kind])):
+                answer = await running.client.request(
+                    endpoint.method, endpoint.path, headers=key,
+                    params={path[0]: id} if place == "query" else {},
+                    json=put(body, path, id) if place == "body" else body,
+                )  # fmt: skip
+                said.append((answer.status_code, ID_OR_TIME.sub("", answer.text)))
+                told = [kind for kind in KINDS if theirs[kind] in answer.text.replace(id, "")]
+                if told or answer.status_code in {401, 403, 429, 500, 503}:
+                    wrong[f"{endpoint.method} {endpoint.path} {path} tells {told}"] = said
+            asked += 1
+            if place and said[0] != said[1]:
+                wrong[f"{endpoint.method} {endpoint.path} {path} {kind}"] = said
+    assert wrong == {} and asked >= 100
+    assert await everything_of(conn, "theirs") == before
+
+
+def neighbour(id: str) -> str:
+    """An id that nothing has, of the same instant: cursors go by it."""
+    return id[:-1] + ("f" if id[-1] != "f" else "e")
+
+
 async def test_every_route_without_its_scope_is_403_and_no_row_is_touched(
     running: Running, conn: db.Connection
 ) -> None:
@@ -141,6 +195,43 @@ async def test_every_route_without_its_scope_is_403_and_no_row_is_touched(
             wrong[f"{endpoint.method} {endpoint.path}"] = (answer.status_code, answer.text[:200])
     assert wrong == {}
     assert await everything_of(conn, "ours") == before
+
+
+NOT_SO = {
+    "log_in": 401, "renew_session": 401, "end_session": 401, "answer_callback": 404,  # made up
+    "create_agent": 409,  # a user has the name by then
+    "run_output": 409, "retry_run": 409, "retry_from": 409, "approve_run": 404,  # it lives
+    "retry_messages": 404,
+}  # fmt: skip
+LAST = ["cancel_run", "cancel_task", "delete_agent"]
+UNCHANGING = {"preview_rule", "backfill_task", "retry_where"}
+"""As they are shown: two of them say first what they would do."""
+
+
+async def test_what_the_document_shows_is_taken_by_every_route_and_each_change_is_audited(
+    serve: Serve, conn: db.Connection
+) -> None:
+    running = await serve(jwt_secret="Zm9yIHRlc3RzIG9mIGxvZ2lucyBvbmx5LCBhbmQgbG9uZw")
+    ids = {**await things(running, conn, "ours"), "token": "x"}
+    key = (await an_agent(conn, "ours", "boss", "admin"))["key"]
+    ids["agent"] = (await an_agent(conn, "ours", "another", "any"))["id"]
+    wrong = {}
+    rows = [row for row in http.ENDPOINTS if row.content_type != "text/event-stream"]
+    for endpoint in sorted(rows, key=lambda row: row.verb in LAST and LAST.index(row.verb) + 1):
+        before = await audited(conn)
+        answer = await ask(running, endpoint, ids, key)
+        if answer.status_code != NOT_SO.get(endpoint.verb, endpoint.status):
+            wrong[endpoint.verb] = (answer.status_code, answer.text[:300])
+        is_change = endpoint.method != "GET" and endpoint.verb not in UNCHANGING | {"publish_event"}
+        if (await audited(conn) > before) != (is_change and answer.is_success):
+            wrong[f"audit of {endpoint.verb}"] = (answer.status_code, answer.text[:300])
+    assert wrong == {}
+
+
+async def audited(conn: db.Connection) -> int:
+    row = await (await conn.execute(b"select count(*) as n from orchestrator.audit")).fetchone()
+    assert row is not None
+    return int(row["n"])
 
 
 async def test_any_is_not_admin(running: Running, conn: db.Connection) -> None:
@@ -219,6 +310,59 @@ async def test_verbs_check_scopes_and_owners_themselves(
         db.acting.set(acting("ours", me, "any"))
         with pytest.raises(Forbidden):
             await db.call(api, verb, tenant="ours", **more)
+
+
+REQUIRED = """
+select p.proname as verb, coalesce(array_agg(a.name order by a.nth) filter (where a.nth <= p.pronargs - p.pronargdefaults), '{}') as names,
+       coalesce(array_agg(format_type(t.oid, null) order by a.nth) filter (where a.nth <= p.pronargs - p.pronargdefaults), '{}') as kinds
+from pg_proc p
+left join lateral unnest(p.proargnames, p.proargtypes::oid[]) with ordinality as a(name, kind, nth) on a.nth <= p.pronargs
+left join pg_type t on t.oid = a.kind
+where p.pronamespace = 'orc'::regnamespace group by p.oid
+"""  # noqa: E501
+ANY: dict[str, Any] = {
+    "text": "x", "uuid": UUID(int=7), "jsonb": Jsonb({}), "timestamp with time zone": "2026-01-01Z",
+    "timestamp with time zone[]": [], "text[]": [], "jsonb[]": [], "integer": 1, "boolean": True,
+    "double precision": 1, "bytea": b"x",
+}  # fmt: skip
+OF_THE_PLACE = {"help", "check", "list_sinks", "list_tools"}
+"""Told to whoever the API lets in, of no tenant."""
+
+
+async def test_every_verb_behind_a_route_asks_for_the_scope_itself_before_anything_else(
+    conn: db.Connection, connect: Connect, nobody_acts: None
+) -> None:
+    api = await connect(role="orc_api")
+    rows = await (await conn.execute(REQUIRED.encode())).fetchall()
+    verbs = {row["verb"]: dict(zip(row["names"], row["kinds"], strict=True)) for row in rows}
+    asked = []
+    for endpoint in GUARDED:
+        if endpoint.scope and endpoint.verb in verbs.keys() - OF_THE_PLACE:
+            given = {name: ANY[kind] for name, kind in verbs[endpoint.verb].items()}
+            db.acting.set(acting("ours", str(uuid4()), "other:scope"))
+            with pytest.raises(Forbidden):
+                await db.call(api, endpoint.verb, **{**given, "tenant": "ours"})
+            asked.append(endpoint.verb)
+    assert len(asked) >= 35
+
+
+async def test_lists_and_looks_are_of_the_actors_own_things_though_nobody_names_an_owner(
+    running: Running, conn: db.Connection, connect: Connect, nobody_acts: None
+) -> None:
+    ids = await things(running, conn, "ours")
+    api = await connect(role="orc_api")
+    for id, scope, sees in ((str(uuid4()), "any", False), (ids["agent"], "any", True),
+                            (str(uuid4()), "admin", True)):  # fmt: skip
+        db.acting.set(acting("ours", id, scope))
+        for verb in ("list_tasks", "list_runs"):
+            (page,) = await db.call(api, verb, tenant="ours")
+            assert bool(page["items"]) == sees, verb
+        for verb in ("run", "list_logs", "see_run"):
+            if sees:
+                await db.call(api, verb, tenant="ours", run=ids["run"])
+            else:
+                with pytest.raises(NotFound):
+                    await db.call(api, verb, tenant="ours", run=ids["run"])
 
 
 async def test_nobody_calls_a_verb_for_a_tenant_that_they_do_not_belong_to(

@@ -318,12 +318,13 @@ async def test_newer_parameters_take_over_at_the_next_login(
     assert (await log_in(running)).status_code == 200
 
 
-async def test_fifty_redemptions_at_once_give_one_successor(
-    running: Running, conn: db.Connection
+async def test_fifty_redemptions_at_once_at_two_processes_give_one_successor(
+    running: Running, serve: Serve, conn: db.Connection
 ) -> None:
     await user(running)
-    pair = (await log_in(running)).json()
-    answers = await asyncio.gather(*(refresh(running, pair["refresh_token"]) for _ in range(50)))
+    spent = (await log_in(running)).json()["refresh_token"]
+    places = [running, await serve(jwt_secret=SECRET)]
+    answers = await asyncio.gather(*(refresh(places[n % 2], spent) for n in range(50)))
     assert {answer.status_code for answer in answers} == {200}
     (successor,) = {answer.json()["refresh_token"] for answer in answers}
     cursor = await conn.execute("select generation from orchestrator.session")

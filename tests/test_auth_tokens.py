@@ -14,7 +14,12 @@ import pytest
 from conftest import Make, Running, Serve
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from psycopg.types.json import Jsonb
 
 from orchestrator import auth, db
@@ -22,10 +27,16 @@ from orchestrator.auth.tokens import own_key, weakness
 from orchestrator.errors import Misconfigured
 
 SECRET = "kX9vQ2mT7wR4zB8nL5jH1cF6gD3sA0pY-eU_iO"
-PUBLIC = rsa.generate_private_key(65537, 2048).public_key()
+RSA = rsa.generate_private_key(65537, 2048).public_key()
+RSA_PEM = RSA.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 ED = Ed25519PrivateKey.generate()
 OTHER_ED = Ed25519PrivateKey.generate()
-PEM = PUBLIC.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+PUBLIC_FORMS = {
+    "bytes": ED.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
+    "PEM": ED.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    "DER": ED.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+    "base64": base64.b64encode(ED.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)),
+}
 CLAIMS: dict[str, Any] = {"sub": "ann", "tenant_id": "acme", "exp": 4_000_000_000}
 
 
@@ -39,13 +50,13 @@ def parts(header: Any, claims: Any = None, signature: bytes = b"x" * 32) -> str:
     return ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in (*said, signature))
 
 
-def raw(header: bytes, claims: bytes) -> str:
+def raw(header: bytes, claims: bytes, key: bytes = SECRET.encode()) -> str:
     """Signed rightly, whatever the bytes of its parts are."""
     import hashlib
     import hmac
 
     one, two = (base64.urlsafe_b64encode(p).rstrip(b"=") for p in (header, claims))
-    signature = hmac.digest(SECRET.encode(), one + b"." + two, hashlib.sha256)
+    signature = hmac.digest(key, one + b"." + two, hashlib.sha256)
     return b".".join([one, two, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
 
 
@@ -74,8 +85,14 @@ HOSTILE: dict[str, str] = {
     "kid an object": parts({"alg": "HS256", "kid": {"$ne": 1}}),
     "kid huge": token(kid="k" * 3000),
     "kid of an EdDSA key, alg HS256": token(kid="issuer"),
-    "kid of an EdDSA key, signed HS256 by the public key": parts(
-        {"alg": "HS256", "kid": "issuer"}
+    **{
+        f"kid of an EdDSA key, signed HS256 by its public key as {name}": raw(
+            b'{"alg":"HS256","kid":"issuer"}', json.dumps(CLAIMS).encode(), key
+        )
+        for name, key in PUBLIC_FORMS.items()
+    },
+    "RS256 in the header, signed HS256 by a public key": raw(
+        b'{"alg":"RS256"}', json.dumps(CLAIMS).encode(), RSA_PEM
     ),
     "kid of an EdDSA key, signed by another": token(key=OTHER_ED, alg="EdDSA", kid="issuer"),
     "kid of another tenant's issuer": token(key=ED, alg="EdDSA", kid="only-zeta"),
@@ -179,7 +196,7 @@ async def running(serve: Serve, conn: db.Connection) -> Running:
         )
     await db.call(conn, "retire_token_key", kid="retired")
     await db.call(conn, "add_token_key", kid="rotated")
-    return await serve(app_env="production", jwt_secret=SECRET)
+    return await serve(app_env="production", jwt_secret=SECRET, rate_limit="none")
 
 
 async def me(running: Running, credential: str) -> Any:
@@ -201,8 +218,8 @@ async def test_hostile_tokens_are_refused_quickly_and_alike(
         if answer.status_code != 401 or seconds > 1 or said["message"] not in SAID:
             wrong[name] = (answer.status_code, said, seconds)
         assert SECRET not in answer.text
+        assert (await me(running, token())).status_code == 200, f"the canary after {name}"
     assert wrong == {}
-    assert (await me(running, token())).status_code == 200, "the canary"
     assert await counts(conn) == (before[0] + 1, before[1] + 1), "nobody else was made"
 
 
@@ -217,6 +234,17 @@ async def counts(conn: db.Connection) -> tuple[int, int]:
     row = await cursor.fetchone()
     assert row is not None
     return row["t"], row["p"]
+
+
+@pytest.mark.parametrize("form", PUBLIC_FORMS)
+async def test_a_service_that_signs_by_eddsa_takes_no_hs256_of_its_public_key(
+    serve: Serve, form: str
+) -> None:
+    private = ED.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    running = await serve(jwt_secret=private, jwt_algorithm="EdDSA")
+    assert (await me(running, token(key=ED, alg="EdDSA"))).status_code == 200
+    forged = raw(PLAIN, json.dumps(CLAIMS).encode(), PUBLIC_FORMS[form])
+    assert (await me(running, forged)).status_code == 401
 
 
 async def test_a_valid_token_makes_its_tenant_once(running: Running, conn: db.Connection) -> None:

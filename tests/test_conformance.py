@@ -74,4 +74,5 @@ async def test_the_service_answers_as_its_document_says_for_long(
     running = await served(serve, conn, tmp_path)
     options = ["--phases", "examples,coverage,fuzzing,stateful", "--mode", "all",
                "--max-examples", "60", "--workers", "2"]  # fmt: skip
-    await asyncio.to_thread(examine, running, tmp_path, *options)
+    said = await asyncio.to_thread(examine, running, tmp_path, *options)
+    print(said[said.rfind("SUMMARY") :])

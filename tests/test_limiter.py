@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import Make, Serve
+from valkeys import valkey
 
-from orchestrator import auth, config, db
+from orchestrator import auth, config, db, limiter
 from orchestrator.errors import Misconfigured, Problem
 from orchestrator.limiter import Limiter
 
@@ -55,13 +56,40 @@ def test_development_has_no_limit_unless_it_is_said(
 
 
 async def test_a_redis_that_is_down_refuses_nobody(make: Make) -> None:
-    limiter = Limiter(make.config(rate_limit="2/minute", redis_url="redis://127.0.0.1:1/0"))
-    assert await limiter.take("a", "GET")
+    alone = Limiter(make.config(rate_limit="2/minute", redis_url="redis://127.0.0.1:1/0"))
+    assert await alone.take("a", "GET")
     async with asyncio.timeout(1):
-        await limiter.take("a", "GET")
+        await alone.take("a", "GET")
     with pytest.raises(Problem, match="More than 2 read requests in 60 s"):
-        await limiter.take("a", "GET")
-    await limiter.take("b", "GET")
+        await alone.take("a", "GET")
+    await alone.take("b", "GET")
+
+
+async def test_processes_count_together_in_redis_and_each_by_itself_while_it_is_gone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiter, "REST_SECONDS", 0.0)
+    with valkey() as shared:
+        settings = make.config(rate_limit="3/minute", redis_url=shared.url)
+        one, other = Limiter(settings), Limiter(settings)
+        for it in (one, other, one):
+            await it.take("a", "GET")
+        with pytest.raises(Problem, match="More than 3 read requests"):
+            await other.take("a", "GET")
+        await other.take("a", "POST")
+        await asyncio.to_thread(shared.kill)
+        for it in (one, other) * 3:
+            await it.take("a", "GET")
+        with pytest.raises(Problem):
+            await other.take("a", "GET")
+        await asyncio.to_thread(shared.start)
+        with pytest.raises(Problem):
+            await one.take("a", "GET")
+        assert int((await one.take("b", "GET"))["RateLimit"].split(";")[1][2:]) == 2
+        assert int((await other.take("b", "GET"))["RateLimit"].split(";")[1][2:]) == 1
+        for it in (one, other):
+            redis: Any = it.shared and it.shared.storage
+            await redis.bridge.storage.aclose()
 
 
 def test_a_rate_that_is_none_is_refused_at_the_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,8 +13,8 @@ import pytest
 from msgspec import Meta
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from orchestrator import openapi
-from orchestrator.web.samples import Samples
+from orchestrator import api, openapi
+from orchestrator.openapi.samples import Samples
 from orchestrator.wire import Call, Endpoint, ProblemBody, Reply, Request, decode, encode
 
 Name = Annotated[str, Meta(min_length=1, max_length=80, description="Any `name`, on one line.")]
@@ -194,15 +195,14 @@ def test_every_answer_names_its_headers() -> None:
 
 def test_an_answer_has_the_type_that_the_row_returns() -> None:
     tree = {"$ref": "#/components/schemas/Tree"}
-    assert operation("plant_tree")["responses"]["201"]["content"] == {
-        "application/json": {"schema": tree}
+    told = {
+        ("plant_tree", "201"): ("application/json", tree),
+        ("find_trees", "200"): ("application/json", {"type": "array", "items": tree}),
+        ("measure", "200"): ("text/plain", {"type": "string"}),
     }
-    assert operation("find_trees")["responses"]["200"]["content"] == {
-        "application/json": {"schema": {"type": "array", "items": tree}}
-    }
-    assert operation("measure")["responses"]["200"]["content"] == {
-        "text/plain": {"schema": {"type": "string"}}
-    }
+    for (verb, status), (kind, schema) in told.items():
+        content = operation(verb)["responses"][status]["content"]
+        assert {name: it["schema"] for name, it in content.items()} == {kind: schema}
     assert "content" not in operation("fell_tree")["responses"]["204"]
 
 
@@ -215,9 +215,9 @@ def test_an_answer_is_described_by_its_type() -> None:
 def test_a_body_is_required_unless_it_may_be_null() -> None:
     body = operation("plant_tree")["requestBody"]
     assert body["required"] is True
-    assert body["content"] == {
-        "application/json": {"schema": {"$ref": "#/components/schemas/NewTree"}}
-    }
+    (content,) = body["content"].items()
+    assert content[0] == "application/json"
+    assert content[1]["schema"] == {"$ref": "#/components/schemas/NewTree"}
     assert operation("care")["requestBody"]["required"] is False
     assert "requestBody" not in operation("get_tree")
 
@@ -304,3 +304,56 @@ def test_every_sample_is_what_its_schema_allows() -> None:
         schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
         for brief in (False, True):
             decode(encode(samples.of(schema, brief=brief)), kind)
+
+
+def contents(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the operation takes and answers, where it is no refusal."""
+    yield from operation.get("requestBody", {}).get("content", {}).items()
+    for status, answer in operation["responses"].items():
+        if status < "400":
+            yield from answer.get("content", {}).items()
+
+
+PRODUCT = openapi.document("Orchestrator", "1", "All of it.", api.ENDPOINTS)
+
+
+@pytest.mark.parametrize("row", api.ENDPOINTS, ids=[row.verb for row in api.ENDPOINTS])
+def test_every_operation_has_examples_that_its_own_types_allow(row: Endpoint) -> None:
+    operation = PRODUCT["paths"][openapi.PARAMETER.sub(r"{\1}", row.path)][row.method.lower()]
+    types = {True: [row.body, *row.bodies.values()], False: [row.returns]}
+    bodies = [*operation.get("requestBody", {}).get("content", {}).items()]
+    shown = [*contents(operation)]
+    assert shown or row.status == 204
+    for number, (kind, content) in enumerate(shown):
+        fitting = types[number < len(bodies)]
+        told = decode(encode(content["example"]), Any)
+        assert told not in (None, "", []), kind
+        assert any(holds(told, one) for one in fitting), (kind, told)
+
+
+def holds(told: Any, kind: Any) -> bool:
+    if kind is None:
+        return True
+    try:
+        msgspec.convert(told, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def test_examples_speak_plainly() -> None:
+    """A text that only says the name of its field again tells nothing."""
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            found.update(name for name, it in value.items() if it == name.replace("_", " "))
+            value = [*value.values()]
+        for inner in value if isinstance(value, list) else ():
+            walk(inner)
+
+    for item in PRODUCT["paths"].values():
+        for operation in item.values():
+            for _, content in contents(operation):
+                walk(content["example"])
+    assert found == set()

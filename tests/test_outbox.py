@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
-from conftest import Connect, Make, Serve
-from crew import enqueue
+from conftest import Connect, Make, Running, Serve
+from crew import Crew, enqueue, until
+from lines import Line
 from psycopg.types.json import Jsonb
 from redis.asyncio import Redis
 from valkeys import Valkey
@@ -368,17 +374,24 @@ async def test_an_admin_sees_the_sinks_and_retries_what_stands_aside(
 ) -> None:
     await db.call(conn, "ensure_system_agent")
     await register(conn, "listed")
-    await emit(conn, "k")
+    await emit(conn, "k", tenant="default")
+    await emit(conn, "theirs", tenant="t")
     await conn.execute(
         "update orchestrator.message set aside_at = orchestrator.now(), problem = 'x'"
     )
     app = await serve()
     listed = (await app.client.get("/ops/sinks", headers=KEY)).json()
     assert [(s["name"], s["state"], s["backlog"], s["aside"]) for s in listed] == [
-        ("listed", "up", 0, 1)
+        ("listed", "up", 0, 2)
     ]
     retried = await app.client.post("/ops/sinks/listed/retry", headers=KEY)
     assert retried.json() == {"count": 1}
+    cursor = await conn.execute("select key, state from orc.outbox order by position")
+    assert [(row["key"], row["state"]) for row in await cursor.fetchall()] == [
+        ("k", "queued"), ("theirs", "aside")
+    ]  # fmt: skip
+    audit = (await app.client.get("/audit?action=retry_messages", headers=KEY)).json()["items"]
+    assert [(line["subject"], line["details"]) for line in audit] == [("listed", {"count": 1})]
     assert (await app.client.post("/ops/sinks/nothing/retry", headers=KEY)).status_code == 404
 
 
@@ -539,18 +552,35 @@ def all_there_in_order(entries: list[dict[str, str]]) -> int:
     return len(first)
 
 
-async def publish_for(serve_client: Any, seconds: float, rate: float) -> tuple[int, list[float]]:
-    """So many events over HTTP, and how long each took."""
-    number, times, began = 0, [], time.monotonic()
-    while time.monotonic() - began < seconds:
-        asked = time.monotonic()
-        event = {"topic": f"k{number % 5}", "payload": number}
-        answer = await serve_client.post("/events", json=event, headers=KEY)
-        assert answer.status_code == 202
-        times.append(time.monotonic() - asked)
-        number += 1
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-    return number, times
+Ask = Callable[[bytes], Awaitable[int]]
+
+
+async def publish_for(lines: Sequence[Ask], seconds: float, rate: float) -> tuple[int, list[float]]:
+    """So many events over HTTP, each line one after the other with a key of its own, and how long
+    each took."""
+    numbers, times, began = itertools.count(), [], time.monotonic()
+
+    async def publish(key: str, ask: Ask) -> None:
+        for turn in itertools.count(1):
+            asked = time.monotonic()
+            event = msgspec.json.encode({"topic": key, "payload": next(numbers)})
+            assert await ask(event) == 202
+            times.append(time.monotonic() - asked)
+            await asyncio.sleep(max(0.0, began + turn * len(lines) / rate - time.monotonic()))
+            if time.monotonic() - began >= seconds:
+                return
+
+    await asyncio.gather(*(publish(f"k{n}", line) for n, line in enumerate(lines)))
+    return len(times), times
+
+
+def by_client(running: Running) -> Ask:
+    async def ask(event: bytes) -> int:
+        headers = {**KEY, "Content-Type": "application/json"}
+        answer = await running.client.post("/events", content=event, headers=headers)
+        return int(answer.status_code)
+
+    return ask
 
 
 async def killed_again_and_again(valkey: Valkey, seconds: float) -> None:
@@ -599,17 +629,22 @@ async def relays_killed_again_and_again(pool: db.Pool, valkey: Valkey, every: fl
         await ended(*running)
 
 
-async def under_kills(
-    serve: Serve, conn: db.Connection, pool: db.Pool, valkey: Valkey, seconds: float, rate: float
-) -> None:
-    await db.call(conn, "ensure_system_agent")
-    await register(conn, "redis_stream")
-    app = await serve()
-    relays = asyncio.create_task(relays_killed_again_and_again(pool, valkey, seconds / 11))
-    (number, _), _ = await asyncio.gather(
-        publish_for(app.client, seconds, rate), killed_again_and_again(valkey, seconds)
-    )
-    await ended(relays)
+async def processes_killed_again_and_again(crew: Crew, place: dict[str, str], every: float) -> None:
+    """The same with processes."""
+    running = [crew.process(name="relay", environment=place) for _ in range(2)]
+    try:
+        while True:
+            await asyncio.sleep(every)
+            running.append(crew.process(name="relay", environment=place))
+            running[0].kill()
+            await asyncio.to_thread(running.pop(0).wait)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+async def all_arrive(conn: db.Connection, pool: db.Pool, valkey: Valkey, number: int) -> None:
     await asyncio.to_thread(valkey.kill)
     await asyncio.to_thread(valkey.start)
     await conn.execute(EXPIRE)
@@ -625,32 +660,78 @@ async def under_kills(
 async def test_valkey_and_relays_killed_under_events_and_every_event_is_in_the_stream(
     serve: Serve, conn: db.Connection, pool: db.Pool, valkey: Valkey
 ) -> None:
-    await under_kills(serve, conn, pool, valkey, seconds=5, rate=100)
+    await db.call(conn, "ensure_system_agent")
+    await register(conn, "redis_stream")
+    lines = [by_client(await serve())] * 5
+    relays = asyncio.create_task(relays_killed_again_and_again(pool, valkey, 0.45))
+    (number, _), _ = await asyncio.gather(
+        publish_for(lines, 5, 100), killed_again_and_again(valkey, 5)
+    )
+    await ended(relays)
+    await all_arrive(conn, pool, valkey, number)
+
+
+@pytest.fixture
+async def crew(make: Make) -> AsyncIterator[Crew]:
+    crew = Crew(make.config(), quiet=True)
+    yield crew
+    await crew.end()
+
+
+@asynccontextmanager
+async def an_api(crew: Crew, place: dict[str, str]) -> AsyncIterator[list[Ask]]:
+    """Twenty lines to a process."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    crew.process(name="api", environment={**place, "PORT": str(port)})
+    await until(lambda: listens(port), 30)
+    lines = [Line(port) for _ in range(20)]
+    yield [partial(line.post, "/events") for line in lines]
+    for line in lines:
+        await line.close()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.soak
 async def test_valkey_and_relays_killed_under_500_events_a_second(
-    serve: Serve, conn: db.Connection, pool: db.Pool, valkey: Valkey
+    crew: Crew, conn: db.Connection, pool: db.Pool, valkey: Valkey
 ) -> None:
-    await under_kills(serve, conn, pool, valkey, seconds=60, rate=500)
+    await db.call(conn, "ensure_system_agent")
+    await register(conn, "redis_stream")
+    place = {"APP_ENV": "development", "LOG_LEVEL": "error", "REDIS_URL": valkey.url}
+    relays = asyncio.create_task(processes_killed_again_and_again(crew, place, 5))
+    async with an_api(crew, place) as lines:
+        (number, times), _ = await asyncio.gather(
+            publish_for(lines, 60, 500), killed_again_and_again(valkey, 60)
+        )
+    await ended(relays)
+    await all_arrive(conn, pool, valkey, number)
+    print(f"{number / 60:.0f} events/s, median {sorted(times)[number // 2] * 1000:.1f} ms")
+    assert number >= 60 * 500 * 0.9
 
 
 @pytest.mark.soak
 async def test_publishing_is_not_slower_while_valkey_is_gone(
-    serve: Serve, conn: db.Connection, pool: db.Pool, valkey: Valkey
+    crew: Crew, conn: db.Connection, pool: db.Pool, valkey: Valkey
 ) -> None:
     await db.call(conn, "ensure_system_agent")
     await register(conn, "redis_stream")
-    app = await serve()
-    delivering = asyncio.create_task(relaying(pool, valkey.url))
+    place = {"APP_ENV": "development", "LOG_LEVEL": "error", "REDIS_URL": valkey.url}
+    crew.process(name="relay", environment=place)
     medians: dict[bool, list[float]] = {True: [], False: []}
-    for turn in range(12):
-        if turn % 2:
-            await asyncio.to_thread(valkey.kill)
-        _, times = await publish_for(app.client, 1.5, 200)
-        medians[bool(turn % 2)].append(sorted(times)[len(times) // 2])
-        if turn % 2:
-            await asyncio.to_thread(valkey.start)
-    await ended(delivering)
+    async with an_api(crew, place) as lines:
+        for turn in range(12):
+            if turn % 2:
+                await asyncio.to_thread(valkey.kill)
+            number, times = await publish_for(lines, 3, 200)
+            medians[bool(turn % 2)].append(sorted(times)[number // 2])
+            if turn % 2:
+                await asyncio.to_thread(valkey.start)
     gone, there = min(medians[True]), min(medians[False])
+    print(f"{gone * 1000:.2f} ms while it is gone, {there * 1000:.2f} ms else")
     assert gone < there * 1.1, f"{gone * 1000:.2f} ms while it is gone, {there * 1000:.2f} ms else"

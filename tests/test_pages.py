@@ -25,7 +25,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from test_openapi import a_document
 
+from orchestrator import api as http
 from orchestrator import openapi, web
+from orchestrator.web.curl import curl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DOCUMENT = a_document()
@@ -104,7 +106,7 @@ async def test_a_file_with_its_version_in_the_path_is_kept_for_ever(
 
 @pytest.mark.parametrize(
     "name",
-    ["__init__.py", "docs.html", "../openapi.py", "..%2fopenapi.py", "%2e%2e/%2e%2e/setup.cfg", ""],
+    ["__init__.py", "docs.html", "../errors.py", "..%2ferrors.py", "%2e%2e/%2e%2e/setup.cfg", ""],
 )
 async def test_no_path_reaches_a_file_that_is_not_meant_to_be_served(
     client: httpx2.AsyncClient, name: str
@@ -143,6 +145,15 @@ async def test_every_operation_is_in_the_reference(client: httpx2.AsyncClient) -
         assert operation["summary"] in article
         assert f"<code>{path}</code>" in article
         assert f">{method}</span>" in article
+
+
+def test_a_call_sends_one_body_whatever_kinds_its_route_takes() -> None:
+    document = openapi.document("t", "1", "t", http.ENDPOINTS)
+    log_in = document["paths"]["/auth/token"]["post"]
+    assert len(log_in["requestBody"]["content"]) == 2
+    line = curl("post", "/auth/token", log_in)
+    assert line.count(" -d ") == line.count("Content-Type") == 1
+    assert "application/json" in line and '"username": "ann"' in line
 
 
 async def test_every_link_inside_the_reference_leads_somewhere(

@@ -19,6 +19,8 @@ from conftest import Make, Serve
 from psycopg.types.json import Jsonb
 
 from orchestrator import auth, db, scheduler, worker
+from orchestrator.schedules import tasks
+from orchestrator.schedules.plan import RecentPlans
 
 KEY = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
 SET = {"pipeline": [{"id": "a", "uses": "set", "with": {"x": 1}}]}
@@ -341,3 +343,62 @@ async def test_the_briefing_of_the_readme_runs_as_printed(
     assert row is not None and row["state"] == "succeeded", row
     message = json.loads(sent.read_text())
     assert (message["chat_id"], message["text"]) == (12345, row["output"]["weather"]["summary"])
+
+
+# Plans that are taken for tasks with the same rule
+
+
+MONDAY = datetime(2026, 3, 2, 8, tzinfo=UTC)
+RULE: dict[str, Any] = {
+    "schedule_kind": "cron", "schedule_expr": "*/5 * * * *", "timezone": "UTC", "dst_gap": "shift",
+    "dst_fold": "second", "starts_at": None, "ends_at": None,
+}  # fmt: skip
+
+
+def kept(**said: Any) -> RecentPlans:
+    """What was planned on Monday at eight."""
+    recent, rule = RecentPlans(), {**RULE, **said}
+    recent.keep(rule, MONDAY, tasks.planned(rule, MONDAY, MONDAY))
+    return recent
+
+
+@pytest.mark.parametrize(
+    ("expr", "seconds", "is_taken"),
+    [("*/5 * * * *", 0, True), ("*/5 * * * *", 59.9, True), ("*/5 * * * *", 60, False),
+     ("*/5 * * * *", -0.001, False), ("1 8 * * *", 59.9, True), ("1 8 * * *", 60, False)],
+)  # fmt: skip
+def test_a_plan_is_taken_for_a_minute_and_while_none_of_its_instants_has_come(
+    expr: str, seconds: float, is_taken: bool
+) -> None:
+    rule, start = {**RULE, "schedule_expr": expr}, MONDAY + timedelta(seconds=seconds)
+    taken = kept(schedule_expr=expr).plan(rule, start)
+    assert (taken is not None) == is_taken
+    assert taken in (None, tasks.planned(rule, start, start))
+
+
+def test_the_first_instant_ends_a_plan_however_young_it_is() -> None:
+    recent, before = RecentPlans(), MONDAY - timedelta(seconds=2)
+    recent.keep(RULE, before, tasks.planned(RULE, before, before))
+    assert recent.plan(RULE, MONDAY - timedelta(microseconds=1)) is not None
+    assert recent.plan(RULE, MONDAY) is None
+
+
+@pytest.mark.parametrize("field", RULE)
+def test_a_plan_is_taken_for_the_whole_rule_only(field: str) -> None:
+    other = {"schedule_kind": "rrule", "schedule_expr": "*/6 * * * *", "timezone": "Asia/Tokyo",
+             "dst_gap": "skip", "dst_fold": "both", "starts_at": MONDAY, "ends_at": MONDAY}  # fmt: skip
+    assert kept().plan({**RULE, "title": "another", "priority": 1}, MONDAY) is not None
+    assert kept().plan({**RULE, field: other[field]}, MONDAY) is None
+
+
+def test_a_plan_that_hangs_on_the_making_of_its_task_is_not_taken_for_others() -> None:
+    hourly = {"schedule_kind": "rrule", "schedule_expr": "FREQ=HOURLY"}
+    assert kept(**hourly).plan({**RULE, **hourly}, MONDAY) is None
+
+
+def test_no_more_plans_are_kept_than_there_is_room_for() -> None:
+    recent = RecentPlans(most=2)
+    rules = [{**RULE, "schedule_expr": f"{n} * * * *"} for n in (1, 2, 3)]
+    for rule in rules:
+        recent.keep(rule, MONDAY, tasks.planned(rule, MONDAY, MONDAY))
+    assert [recent.plan(rule, MONDAY) is not None for rule in rules] == [False, False, True]

@@ -28,6 +28,20 @@ async def keeper(conn: db.Connection, clock: Clock) -> AsyncIterator[Timekeeper]
     await conn.execute("select orc.keep_partitions()")
 
 
+async def test_a_briefing_fires_on_weekdays_at_half_past_eight_where_its_reader_is(
+    keeper: Timekeeper,
+) -> None:
+    """Its first day is a Monday; between the fourth and the fifth weekend summer begins."""
+    task = await keeper.task(schedule_expr="30 8 * * mon-fri", timezone="Europe/Chisinau")
+    fired = []
+    for day in range(35):
+        for time in ("05:29:59", "05:30", "06:29:59", "06:30", "12:00"):
+            await keeper.tick(f"{day} {time}")
+            is_due = day % 7 < 5 and time == ("06:30" if day < 27 else "05:30")
+            fired += [f"{day} {time}".removeprefix("0 ")] if is_due else []
+            assert await keeper.fired(task) == fired
+
+
 # Catch-up: each cause by which instants are missed, and each rule
 
 

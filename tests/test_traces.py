@@ -237,6 +237,22 @@ async def test_a_trace_ends_with_its_transaction(
     assert (await kept(conn, second))[0] is None
 
 
+@pytest.mark.parametrize("when", ["", " when event.payload > 1"])
+async def test_runs_that_an_event_starts_are_in_the_trace_of_who_published_it(
+    serve: Serve, crew: Crew, conn: db.Connection, when: str
+) -> None:
+    running = await serve()
+    said = {"title": "T", "schedule_kind": "event", "schedule_expr": f"paid{when}",
+            "payload": {"pipeline": [{"uses": "set", "with": {}}]}}  # fmt: skip
+    await running.client.post("/tasks", json=said, headers=KEY)
+    event, headers = {"topic": "paid", "payload": 2}, {**KEY, "traceparent": THEIRS}
+    answer = await running.client.post("/events", json=event, headers=headers)
+    assert answer.json()["details"]["triggered_tasks"] == 1
+    rows = await (await conn.execute("select id from orc.runs")).fetchall()
+    request = answer.headers["x-request-id"]
+    assert [await kept(conn, str(row["id"])) for row in rows] == [(THEIRS, request)]
+
+
 async def test_whoever_enqueues_by_sql_may_say_the_trace(crew: Crew, conn: db.Connection) -> None:
     await conn.execute(f"set orchestrator.traceparent = '{THEIRS}'")
     one = await enqueue(conn, {"uses": "set", "with": {}})

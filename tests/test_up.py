@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -426,6 +428,55 @@ def test_up_in_the_background_keeps_its_data_and_is_quick_the_second_time(bare: 
     assert bare.stop() == (0, "everything is stopped\n")
     assert devpg.status(bare.folder / "data") is None
     assert not any(is_alive(child["pid"]) for child in record["children"].values())
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(?:curl|bin/db) [^`]*?(?=\n[^ ]|\n```)", README, re.M)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the quick start asks by curl")
+def test_the_quick_start_runs_as_printed_and_a_run_has_both_steps_within_two_seconds(
+    bare: Place,
+) -> None:
+    """But for the port, and the folder of the data."""
+    up = Up([sys.executable, "-c", RUN, str(ROOT), str(bare.port)], bare.environment)
+    bare.running.append(up)
+    up.until_ready()
+
+    def sh(command: str) -> str:
+        command = command.replace(":8080", f":{bare.port}")
+        done = subprocess.run(
+            command, shell=True, cwd=ROOT, env=bare.environment, capture_output=True, text=True,
+            timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    words = ("/me", "psql", "briefing")
+    me, verbs, task = (next(c for c in COMMANDS if word in c) for word in words)
+    assert json.loads(sh(me))["id"] in me
+    assert "create_task" in sh(verbs)
+    made = json.loads(sh(task))
+    zone = ZoneInfo("Europe/Chisinau")
+    at = datetime.fromisoformat(made["next_run_at"]).astimezone(zone)
+    assert (at.hour, at.minute, at.second, at.isoweekday() <= 5) == (8, 30, 0, True)
+    curl = me.replace("/auth/me", "{}")
+    seconds = [ran_both_steps(sh, curl, made["id"]) for _ in range(3)]
+    assert min(seconds) <= 2, seconds
+
+
+def ran_both_steps(sh: Callable[[str], str], curl: str, task: str) -> float:
+    """Runs it now; the seconds until its run was shown as finished."""
+    began = time.monotonic()
+    said = json.loads(sh(curl.format(f"/tasks/{task}/run_now") + " -X POST"))
+    look = curl.format(f"/runs/{said['details']['run_id']}")
+    while (run := json.loads(sh(look)))["success"] is None:
+        assert time.monotonic() - began < PATIENCE, run
+    seconds = time.monotonic() - began
+    steps = [(step["step"], step["state"]) for step in run["steps"]]
+    assert steps == [("weather", "succeeded"), ("notify", "succeeded")], run
+    return seconds
 
 
 def test_reset_starts_empty_and_a_crashed_server_is_started_again(bare: Place) -> None:

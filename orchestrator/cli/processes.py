@@ -24,7 +24,7 @@ SCHEMA_SECONDS = 10.0
 """How soon a running process notices that the schema has become too new for it."""
 
 HealthPort = Annotated[
-    int | None, typer.Option(help="Answer GET /health/live and /health/ready on this port.")
+    int | None, typer.Option(help="Answer /health/live, /health/ready and /metrics on this port.")
 ]
 
 app = typer.Typer()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from .. import openapi
-from .samples import Samples, curl, pretty
+from .curl import curl, pretty
 from .shapes import Row, Shape, Shapes, Word
 
 
@@ -78,7 +78,6 @@ class _Reader:
         self.document = document
         self.schemas = document["components"]["schemas"]
         self.shapes = Shapes(self.schemas)
-        self.samples = Samples(self.schemas)
         self.codes: dict[str, list[str]] = {}
         for kind in openapi.catalogue():
             for status in kind.statuses:
@@ -117,7 +116,7 @@ class _Reader:
             answers=[self._answer(status, answer) for status, answer in good.items()],
             refusals=[self._refusal(status) for status in answers if status >= "400"],
             samples=[
-                Sample(title="Call", text=curl(method, path, operation, self.samples)),
+                Sample(title="Call", text=curl(method, path, operation)),
                 *self._samples("Body", operation.get("requestBody", {})),
                 *(s for status, it in good.items() for s in self._samples(f"Answer {status}", it)),
             ],
@@ -163,10 +162,8 @@ class _Reader:
 
     def _samples(self, title: str, carrier: dict[str, Any]) -> Iterator[Sample]:
         for media, content in carrier.get("content", {}).items():
-            if "example" in content:
+            if media.endswith("json"):
                 yield Sample(title=title, text=pretty(content["example"]))
-            elif media.endswith("json") and content["schema"]:
-                yield Sample(title=title, text=pretty(self.samples.of(content["schema"])))
 
 
 def _access(operation: dict[str, Any]) -> str:

@@ -55,6 +55,13 @@ begin
 end $$;
 comment on function orc._has_scope(text[]) is 'Whether the actor has one of these scopes.';
 
+create function orc._owner(owner uuid) returns uuid
+language plpgsql stable as $$
+begin
+  return case when owner is not null or not orc._is_bound() or orc._has_scope('admin') then owner else orc._actor()::uuid end;
+end $$;
+comment on function orc._owner(uuid) is 'Whose things alone may be seen: those of the owner who is named, else the actor''s own, and all where an admin or nobody acts.';
+
 create function orc._require(variadic wanted text[]) returns void
 language plpgsql stable as $$
 begin

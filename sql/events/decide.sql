@@ -354,6 +354,7 @@ declare
   v_most constant integer := least(greatest("limit", 1), 200);
   v_items jsonb;
 begin
+  perform orc._require('events:read');
   if topic like '%*%' then
     perform orc._invalid('Events are listed by one topic, or all of them', topic, 'leave the topic out, or name it in full');
   end if;

@@ -141,12 +141,13 @@ comment on function orc.release_sinks(text) is 'A relay stops: others may delive
 grant execute on function orc.release_sinks(text) to orc_worker;
 
 -- They keep their positions: what came after them has gone ahead.
-create function orc.retry_messages(sink text, most integer default 10000) returns integer
+create function orc.retry_messages(sink text, most integer default 10000, tenant text default null) returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_count integer;
   v_first bigint;
 begin
+  perform orc._require('admin');
   perform from orchestrator.delivery d where d.sink = $1 for update;
   if not found then
     perform orc._not_found('There is no such sink', sink, 'orc.sinks lists them');
@@ -154,14 +155,18 @@ begin
   with back as (
     update orchestrator.message m set tries = 0, aside_at = null, due_at = null
     where m.sink = $1 and m.position = any (array(
-      select a.position from orchestrator.message a where a.sink = $1 and a.aside_at is not null order by a.position limit most))
+      select a.position from orchestrator.message a where a.sink = $1 and a.aside_at is not null and (tenant is null or a.tenant_id = tenant)
+      order by a.position limit most))
     returning m.position)
   select count(*), min(b.position) into v_count, v_first from back b;
   update orchestrator.delivery d set low_water = v_first - 1 where d.sink = $1 and d.low_water >= v_first;
+  if tenant is not null and v_count > 0 then
+    perform orc._audit(tenant, 'retry_messages', sink, jsonb_build_object('count', v_count));
+  end if;
   return v_count;
 end $$;
-comment on function orc.retry_messages(text, integer) is 'Brings back the messages of a sink that were moved aside; answers how many.';
-grant execute on function orc.retry_messages(text, integer) to orc_api, orc_worker;
+comment on function orc.retry_messages(text, integer, text) is 'Brings back the messages of a sink that were moved aside, of one tenant or of all; answers how many.';
+grant execute on function orc.retry_messages(text, integer, text) to orc_api, orc_worker;
 
 create function orc.remove_sink(sink text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

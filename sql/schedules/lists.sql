@@ -40,15 +40,16 @@ declare
   v_bound constant integer := orc._count_bound();
   v_found uuid[];
 begin
+  perform orc._require('tasks:read');
   perform orc._check_task_filter(filter);
   if ("limit" between 1 and 200 and "offset" between 0 and v_bound) is not true then
     perform orc._invalid('A page has 1 to 200 items, and an offset of at most 10000', 'limit, offset', 'go on with the cursor');
   end if;
-  v_found := orc._find_tasks(tenant, filter, owner, null, greatest(v_bound, "offset" + "limit") + 1);
+  v_found := orc._find_tasks(tenant, filter, orc._owner(owner), null, greatest(v_bound, "offset" + "limit") + 1);
   total := least(cardinality(v_found), v_bound);
   total_is_exact := cardinality(v_found) <= v_bound;
   if cursor is not null then
-    v_found := orc._find_tasks(tenant, filter, owner, cursor, "offset" + "limit" + 1);
+    v_found := orc._find_tasks(tenant, filter, orc._owner(owner), cursor, "offset" + "limit" + 1);
   end if;
   v_found := v_found["offset" + 1 : "offset" + "limit" + 1];
   has_more := cardinality(v_found) > "limit";
@@ -100,6 +101,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   i jsonb;
 begin
+  perform orc._require('tasks:write');
   if jsonb_typeof(items) is distinct from 'array' or jsonb_array_length(items) > 10000 then
     perform orc._invalid('items is a list of up to 10,000 tasks', 'items');
   end if;

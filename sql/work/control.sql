@@ -172,12 +172,13 @@ declare
     'queue', retry_where.queue, 'error_type', error_type, 'fingerprint', fingerprint, 'start_time', since, 'end_time', until));
   v_runs uuid[];
 begin
+  perform orc._require('runs:write');
   if per_second > 0 is not true or most between 1 and 100000 is not true then
     perform orc._invalid('per_second is more than 0, most is 1 to 100000', 'per_second');
   end if;
   perform orc._check_filter(v_filter);
   perform orc._retry_in_turn(tenant);
-  v_runs := orc._find_retryable(tenant, v_filter, owner, most);
+  v_runs := orc._find_retryable(tenant, v_filter, orc._owner(owner), most);
   return query
     select r.id, case when not dry_run then orc._retry(r, orchestrator.now() + make_interval(secs => (c.nth - 1) / per_second)) end
     from unnest(v_runs) with ordinality as c(id, nth)

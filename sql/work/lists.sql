@@ -41,15 +41,16 @@ declare
   v_bound constant integer := orc._count_bound();
   v_found uuid[];
 begin
+  perform orc._require('runs:read');
   perform orc._check_filter(filter);
   if ("limit" between 1 and 200 and "offset" between 0 and v_bound) is not true then
     perform orc._invalid('A page has 1 to 200 items, and an offset of at most 10000', 'limit, offset', 'go on with the cursor');
   end if;
-  v_found := orc._find_runs(tenant, filter, owner, null, greatest(v_bound, "offset" + "limit") + 1);
+  v_found := orc._find_runs(tenant, filter, orc._owner(owner), null, greatest(v_bound, "offset" + "limit") + 1);
   total := least(cardinality(v_found), v_bound);
   total_is_exact := cardinality(v_found) <= v_bound;
   if cursor is not null then
-    v_found := orc._find_runs(tenant, filter, owner, cursor, "offset" + "limit" + 1);
+    v_found := orc._find_runs(tenant, filter, orc._owner(owner), cursor, "offset" + "limit" + 1);
   end if;
   v_found := v_found["offset" + 1 : "offset" + "limit" + 1];
   has_more := cardinality(v_found) > "limit";
@@ -69,6 +70,8 @@ language plpgsql stable set plan_cache_mode = force_generic_plan set jit = off s
 declare
   r orc.runs;
 begin
+  perform orc._require('runs:read', 'runs:write', 'tasks:read', 'tasks:write');
+  owner := orc._owner(owner);
   select o.* into r from orc.runs o where o.tenant_id = tenant and o.id = run;
   if r.id is null or owner is not null and r.task_id is not null and not exists (
       select from orchestrator.task t where t.tenant_id = tenant and t.id = r.task_id and t.created_by = owner) then
@@ -167,8 +170,9 @@ declare
   v_most constant integer := 5000;
   v_runs uuid[];
 begin
+  perform orc._require('runs:read');
   perform orc._check_filter(filter);
-  v_runs := orc._find_runs(tenant, filter || '{"state": "failed"}', owner, null, v_most + 1);
+  v_runs := orc._find_runs(tenant, filter || '{"state": "failed"}', orc._owner(owner), null, v_most + 1);
   looked_at := least(cardinality(v_runs), v_most);
   is_all := cardinality(v_runs) <= v_most;
   items := coalesce((select jsonb_agg(to_jsonb(g) order by g.last_at desc) from (

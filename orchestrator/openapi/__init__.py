@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from . import errors
-from .wire import Endpoint, Place, ProblemBody
+from .. import errors
+from ..wire import Endpoint, Place, ProblemBody
+from .samples import Samples
 
 Schema = dict[str, Any]
 
@@ -51,6 +52,14 @@ LAST_EVENT_ID: Schema = {
     "description": "The last id that you were told: the stream goes on after it.",
     "schema": {"type": "string"},
 }
+
+TEXTS = {
+    "application/schema+json": {"$schema": "https://json-schema.org/draft/2020-12/schema"},
+    "text/event-stream": "id: 019c2f6e-5d00-7a41-8c1f-2b7de7a90c55\n"
+    'data: {"topic": "orders.created", "payload": {"total": 120}}\n\n',
+    "text/plain": 'orchestrator_runs_finished_total{outcome="succeeded"} 7.0\n',
+}
+"""Samples of what no schema tells."""
 
 ADVICE: dict[str, tuple[str, str]] = {
     "bad_request": (
@@ -205,6 +214,7 @@ class _Types:
         schemas, named = msgspec.json.schema_components(given.values(), ref_template=REFERENCE)
         self._schemas = dict(zip(given, schemas, strict=True))
         self.named = {name: _tidy(named[name]) for name in sorted(named)}
+        self.samples = Samples(self.named)
 
     def of(self, *key: str) -> Schema | None:
         return self._schemas.get(key)
@@ -321,9 +331,12 @@ def _request_body(endpoint: Endpoint, types: _Types) -> Schema | None:
     if schema is None:
         return None
     required = {"type": "null"} not in schema.get("anyOf", [])
-    others = {kind: {"schema": types.of(endpoint.verb, "body", kind)} for kind in endpoint.bodies}
-    others |= {FORM: {"schema": schema}} if endpoint.form else {}
-    return {"required": required, "content": {JSON: {"schema": schema}, **others}}
+    others = {kind: types.of(endpoint.verb, "body", kind) or {} for kind in endpoint.bodies}
+    others |= {FORM: schema} if endpoint.form else {}
+    kinds = {JSON: schema, **others}
+    samples = {kind: types.samples.of(it, brief=True) for kind, it in kinds.items()}
+    content = {kind: {"schema": it, "example": samples[kind]} for kind, it in kinds.items()}
+    return {"required": required, "content": content}
 
 
 def _responses(endpoint: Endpoint, types: _Types) -> dict[str, Any]:
@@ -342,7 +355,8 @@ def _answer(endpoint: Endpoint, types: _Types) -> Schema:
     if schema is None:
         schema = {} if endpoint.content_type.endswith("json") else {"type": "string"}
     if endpoint.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-        answer["content"] = {endpoint.content_type: {"schema": schema}}
+        example = TEXTS.get(endpoint.content_type) or types.samples.of(schema)
+        answer["content"] = {endpoint.content_type: {"schema": schema, "example": example}}
     return answer
 
 
