@@ -178,6 +178,6 @@ ENDPOINTS = [
              group="service", summary="Figures for Prometheus"),
     Endpoint("GET", "/ops/verbs", "help", query=VerbQuery, returns=list[Verb], scope="admin",
              of_tenant=False, summary="Every function of orc, with its arguments and purpose"),
-    Endpoint("GET", "/ops/check", "check", returns=list[Broken], scope="admin", of_tenant=False,
+    Endpoint("GET", "/ops/check", "check", returns=list[Broken], scope="admin",
              summary="The invariants that are broken: none, when all is well"),
 ]  # fmt: skip

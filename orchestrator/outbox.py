@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from .wire import Call, Endpoint, Instant
@@ -27,10 +25,6 @@ class Retried(msgspec.Struct):
     count: int
 
 
-async def _sinks(call: Call) -> list[dict[str, Any]]:
-    return await call.app.pool.call("list_sinks")
-
-
 async def _retry(call: Call) -> Retried:
     assert call.principal is not None
     place = {"tenant": call.principal.tenant_id, "sink": call.path["sink"]}
@@ -40,7 +34,7 @@ async def _retry(call: Call) -> Retried:
 
 ENDPOINTS = [
     Endpoint("GET", "/ops/sinks", "list_sinks", returns=list[SinkState], scope="admin",
-             handler=_sinks, summary="Where messages go, and how far behind each place is"),
+             summary="Where messages go, and how far behind each place is"),
     Endpoint("POST", "/ops/sinks/{sink}/retry", "retry_messages", returns=Retried, scope="admin",
              handler=_retry, summary="Delivers again what was moved aside"),
 ]  # fmt: skip

@@ -470,6 +470,17 @@ async def test_the_verbs_are_listed_for_an_admin(running: Running, conn: db.Conn
     assert (await running.client.get("/ops/check", headers=BEARER)).json() == []
 
 
+async def test_an_admin_of_a_tenant_hears_that_an_invariant_is_broken_but_not_whose_row_it_is(
+    running: Running, conn: db.Connection
+) -> None:
+    await db.call(conn, "ensure_system_agent")
+    await conn.execute("insert into orchestrator.sink (name, takes_events) values ('acme', false)")
+    assert [row["subject"] for row in await db.call(conn, "check")] == ["acme"]
+    answer = await running.client.get("/ops/check", headers=BEARER)
+    assert [row["invariant"] for row in answer.json()] == ["a_sink_has_its_delivery"]
+    assert "acme" not in answer.text
+
+
 # Clients that are slow, large or broken
 
 

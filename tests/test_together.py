@@ -127,8 +127,8 @@ async def test_an_event_that_makes_no_sense_leaves_nothing_of_its_company(caller
 
 async def test_a_trace_stays_with_its_own_call(callers: Callers) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
-    common = {"verb": "run", "tenant": "acme", "actor": callers.ids["acme"], "scopes": "any", "request": "r",
-              "given": {"run": await callers.run("acme")}}  # fmt: skip
+    common = {"verb": "run", "tenant": "acme", "actor": callers.ids["acme"], "scopes": "any",
+              "request": "r", "given": {"run": await callers.run("acme")}}  # fmt: skip
     async with callers.conn.transaction():
         for traced, left in ((trace, trace), (None, "")):
             await db.call(

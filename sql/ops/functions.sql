@@ -98,8 +98,8 @@ language sql stable as $$
 $$;
 comment on function orc._check_ops() is 'Invariants of the schema itself: who may do what.';
 
-create function orc.check() returns table (invariant text, subject text, detail text)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+create function orc._broken() returns table (invariant text, subject text, detail text)
+language sql stable as $$
   select * from orc._check_base()
   union all
   select * from orc._check_auth()
@@ -116,5 +116,18 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   union all
   select * from orc._check_ops()
 $$;
-comment on function orc.check() is 'The invariants that are broken: no rows when all is well.';
-grant execute on function orc.check() to orc_api, orc_worker, orc_reader;
+comment on function orc._broken() is 'What doesn''t hold, and where.';
+
+-- An invariant may be broken by another tenant's row: a tenant hears that it is, and not where.
+create function orc.check(tenant text default null) returns table (invariant text, subject text, detail text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform orc._require('admin');
+  if tenant is null then
+    return query select * from orc._broken();
+  else
+    return query select distinct b.invariant, 'not shown to tenants', 'an operator sees it: select * from orc.check()' from orc._broken() as b;
+  end if;
+end $$;
+comment on function orc.check(text) is 'The invariants that are broken: no rows when all is well. For a tenant, only their names.';
+grant execute on function orc.check(text) to orc_api, orc_worker, orc_reader;

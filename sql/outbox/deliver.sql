@@ -186,32 +186,44 @@ from orchestrator.message m;
 comment on view orc.outbox is 'What is to leave and hasn''t left: one row for each message and sink.';
 
 -- Counted up to 10,000: more is "many".
-create function orc._backlog(sink text, out backlog bigint, out oldest timestamptz, out aside bigint)
+-- Counted among the first 10,000 of the sink, whosever they are.
+create function orc._backlog(sink text, tenant text, out backlog bigint, out oldest timestamptz, out aside bigint)
 language sql stable set jit = off set enable_seqscan = off as $$
-  select (select count(*) from (select from orchestrator.message m where m.sink = $1 and m.position > d.low_water and m.aside_at is null limit 10000) as n),
-         (select m.queued_at from orchestrator.message m
-          where m.sink = $1 and m.position > d.low_water and m.aside_at is null order by m.position limit 1),
-         (select count(*) from (select from orchestrator.message m where m.sink = $1 and m.aside_at is not null limit 10000) as n)
-  from orchestrator.delivery d where d.sink = $1
+  select w.backlog, w.oldest, a.aside
+  from orchestrator.delivery d
+  cross join lateral (
+    select count(*) as backlog, min(n.queued_at) as oldest
+    from (select m.tenant_id, m.queued_at from orchestrator.message m
+          where m.sink = $1 and m.position > d.low_water and m.aside_at is null order by m.position limit 10000) as n
+    where tenant is null or n.tenant_id = tenant) as w
+  cross join lateral (
+    select count(*) as aside
+    from (select m.tenant_id from orchestrator.message m where m.sink = $1 and m.aside_at is not null order by m.position limit 10000) as n
+    where tenant is null or n.tenant_id = tenant) as a
+  where d.sink = $1
 $$;
-comment on function orc._backlog(text) is 'What a sink is behind with; counted up to 10,000.';
+comment on function orc._backlog(text, text) is 'What a sink is behind with, for one tenant or all; counted up to 10,000.';
 
 create view orc.sinks as
 select s.name, case when s.retired_at is not null then 'retired' when d.problem is not null then 'down'
                     when d.seen_at < orchestrator.now() - interval '1 minute' then 'unattended' else 'up' end as state,
        b.backlog, orchestrator.now() - b.oldest as oldest, b.aside, d.relay, d.problem, d.failed_since, s.registered_at, s.retired_at
-from orchestrator.sink s join orchestrator.delivery d on d.sink = s.name cross join lateral orc._backlog(s.name) as b;
+from orchestrator.sink s join orchestrator.delivery d on d.sink = s.name cross join lateral orc._backlog(s.name, null) as b;
 comment on view orc.sinks is 'Where messages go, and how far behind each is (counted up to 10,000). unattended: no relay has it, and it is queued for.';
 grant select on orc.outbox, orc.sinks to orc_reader;
 
-create function orc.list_sinks()
+create function orc.list_sinks(tenant text default null)
 returns table (name text, state text, backlog bigint, oldest_seconds double precision, aside bigint, problem text, failed_since timestamptz)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select s.name, s.state, s.backlog, extract(epoch from s.oldest)::double precision, s.aside, s.problem, s.failed_since
-  from orc.sinks s order by s.name
-$$;
-comment on function orc.list_sinks() is 'Where messages go, and how far behind each is (counted up to 10,000).';
-grant execute on function orc.list_sinks() to orc_api, orc_worker;
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  perform orc._require('admin');
+  return query
+    select s.name, s.state, b.backlog, extract(epoch from orchestrator.now() - b.oldest)::double precision, b.aside, s.problem, s.failed_since
+    from orc.sinks s cross join lateral orc._backlog(s.name, list_sinks.tenant) as b order by s.name;
+end $$;
+comment on function orc.list_sinks(text) is 'Where messages go, and how far behind each is, with those of one tenant or all (counted up to 10,000).';
+grant execute on function orc.list_sinks(text) to orc_api, orc_worker;
 
 create function orc._check_outbox() returns table (invariant text, subject text, detail text)
 language sql stable as $$
