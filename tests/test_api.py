@@ -479,6 +479,7 @@ async def test_an_admin_of_a_tenant_hears_that_an_invariant_is_broken_but_not_wh
     answer = await running.client.get("/ops/check", headers=BEARER)
     assert [row["invariant"] for row in answer.json()] == ["a_sink_has_its_delivery"]
     assert "acme" not in answer.text
+    await conn.execute("delete from orchestrator.sink")
 
 
 # Clients that are slow, large or broken
