@@ -583,6 +583,8 @@ async def test_steps_that_ask_nobody_outside_cost_no_round_trip(
     async def counting(connection: db.Connection, verb: str, **given: Any) -> list[db.Row]:
         if verb != "exchange_work" or given["outcomes"] or given["steps"]:
             asked[verb] += 1
+        else:
+            await asyncio.sleep(0.1)  # a slow server: they go on meanwhile
         return await real(connection, verb, **given)
 
     monkeypatch.setattr(db, "call", counting)
