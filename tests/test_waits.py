@@ -681,10 +681,13 @@ async def test_the_check_names_waits_that_nobody_could_meet(work: Work) -> None:
     await work.do(
         "update orchestrator.wait set deadline = orchestrator.now() where run_id = %s", late.run
     )
+    await stands(work, "event", topic="$run.failed")
+    await work.do("update orchestrator.tenant set waits_for_ends = false")
     found = {row["invariant"] for row in await work.ask("select * from orc.check()")}
     assert found == {
         "a_run_that_ended_waits_for_nothing", "an_answer_wakes_its_run",
         "a_parked_run_stands_at_a_wait_or_has_a_time", "a_deadline_is_kept",
+        "a_wait_hears_of_the_ends_of_runs",
     }  # fmt: skip
 
 

@@ -245,5 +245,9 @@ language sql stable as $$
   from orchestrator.due_work d join orchestrator.wait w
     on w.tenant_id = d.tenant_id and w.run_id = d.run_id and w.state = 'waiting' and w.deadline < d.due_at
   where d.state = 'waiting'
+  union all
+  select 'a_wait_hears_of_the_ends_of_runs', format('%s %s', w.run_id, w.step_id), format('its tenant is not known to wait for %s', w.topic)
+  from orchestrator.wait w join orchestrator.tenant t on t.id = w.tenant_id and not t.waits_for_ends
+  where w.state = 'waiting' and w.topic in ('$run.succeeded', '$run.failed', '$run.canceled')
 $$;
 comment on function orc._check_pipelines() is 'Steps that nobody can have recorded, and waits that nobody could meet.';

@@ -51,7 +51,7 @@ create index wait_for_a_topic on orchestrator.wait (tenant_id, topic, run_id) wh
 create index wait_for_the_end_of_runs on orchestrator.wait (tenant_id)
   where state = 'waiting' and topic in ('$run.succeeded', '$run.failed', '$run.canceled');
 alter table orchestrator.tenant add column waits_for_ends boolean not null default false;
-comment on column orchestrator.tenant.waits_for_ends is 'Whether one of its runs has ever waited for the end of others.';
+comment on column orchestrator.tenant.waits_for_ends is 'Whether one of its runs has ever waited for the end of others, or may have.';
 create index wait_of_a_token on orchestrator.wait (token_hash) where token_hash is not null;
 create index wait_that_calls on orchestrator.wait (tenant_id, run_id) where is_called;
 comment on table orchestrator.wait is 'What steps of runs wait for, and how it ended.';
