@@ -56,7 +56,7 @@ class Pool(db.Pool):
 
     async def call(self, verb: str, /, **arguments: Any) -> list[db.Row]:
         queue, actor = self.queues.get(verb), db.acting.get()
-        if queue is not None and actor is not None and actor.tenant == arguments.get("tenant"):
+        if queue is not None and actor is not None and actor.tenant == arguments["tenant"]:
             row = await queue.ask(verb, actor, arguments)
             if row is not None:
                 return [row]
