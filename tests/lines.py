@@ -14,8 +14,12 @@ class Line:
         self.ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Raises ConnectionRefusedError when nobody took the connection, or who took it is gone."""
         if self.ends is None:
-            self.ends = await asyncio.open_connection("127.0.0.1", self.port)
+            try:
+                self.ends = await asyncio.open_connection("127.0.0.1", self.port)
+            except OSError as error:
+                raise ConnectionRefusedError from error
         return self.ends
 
     async def post(self, path: str, body: bytes) -> int:

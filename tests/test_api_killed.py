@@ -44,10 +44,12 @@ class Clients:
 
     async def live(self) -> None:
         line = Line(self.port)
-        while not self.is_over:
-            await asyncio.sleep(random.expovariate(RATE / CLIENTS))
-            await self.ask(line)
-        await line.close()
+        try:
+            while not self.is_over:
+                await asyncio.sleep(random.expovariate(RATE / CLIENTS))
+                await self.ask(line)
+        finally:
+            await line.close()
 
     async def ask(self, line: Line) -> None:
         title = f"task {next(self.titles)}"
