@@ -100,6 +100,7 @@ set local search_path = pg_catalog;
 \ir work/views.sql
 \ir work/lists.sql
 \ir schedules/lists.sql
+\ir schedules/make.sql
 
 -- How messages leave, and how those hear of changes who watch.
 \ir outbox/deliver.sql

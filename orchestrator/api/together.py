@@ -19,7 +19,7 @@ from .. import db
 from ..errors import Unavailable
 from ..telemetry import traceparent
 
-SHARED = {"run": "together", "make_task": "together", "publish_event": "publish_together"}
+SHARED = {"run": "together", "make_task": "make_together", "publish_event": "publish_together"}
 """Small calls, and the verbs that take many of one."""
 
 MOST, MOST_BYTES = 50, 10_000

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from psycopg.types.json import Jsonb
 
+from ..db import Row
 from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale, Unavailable
 from ..wire import Call, Endpoint, Place, Reply, encode
 from .limits import BadRule
@@ -25,6 +26,7 @@ from .shapes import (
     Details,
     Filled,
     Instants,
+    NewTask,
     Occurrence,
     Occurrences,
     Preview,
@@ -160,11 +162,18 @@ async def _create(call: Call) -> Any:
     assert call.principal is not None
     pool, clock = call.app.pool, call.app.clock
     for now in (await clock.now(pool), None, None):
-        task = await prepared(call, call.body, now or await clock.read(pool))
-        made = await pool.call_one("make_task", tenant=call.principal.tenant_id, task=task)
-        if made["make_task"] is not None:
-            return _answer(made["make_task"], status=201)
+        said = await prepared(call, call.body, now or await clock.read(pool))
+        row = await pool.call_one("make_task", tenant=call.principal.tenant_id, task=said)
+        if row["make_task"] is not None:
+            return _shown_made(call.body, said["created_by"], row["make_task"])
     raise Unavailable("The database's clock is being set")
+
+
+def _shown_made(body: CreateTask, created_by: str, row: Row) -> Reply:
+    """The task without reading it again: what its maker said, and what was made of it."""
+    said, made = msgspec.structs.asdict(body), msgspec.convert(row, NewTask)
+    said |= {"created_by": UUID(created_by), **msgspec.structs.asdict(made)}
+    return _shown_task(Task(**said), status=201)
 
 
 async def _list(call: Call) -> Tasks:
@@ -246,12 +255,15 @@ def _anchor(task: dict[str, Any], said: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(task["created_at"]) - _grace(said)
 
 
-def _answer(task: dict[str, Any], status: int = 200) -> Reply:
-    found = msgspec.convert(task, Task)
-    headers = {"ETag": f'"{found.version}"'}
+def _answer(task: dict[str, Any]) -> Reply:
+    return _shown_task(msgspec.convert(task, Task))
+
+
+def _shown_task(task: Task, status: int = 200) -> Reply:
+    headers = {"ETag": f'"{task.version}"'}
     if status == 201:
-        headers["Location"] = f"/tasks/{found.id}"
-    return Reply(body=found, status=status, headers=headers)
+        headers["Location"] = f"/tasks/{task.id}"
+    return Reply(body=task, status=status, headers=headers)
 
 
 def _act(verb: str, done: str) -> Any:

@@ -14,7 +14,6 @@ begin
       perform orc.acting(c.tenant, c.actor, c.scopes, c.request, coalesce(c.trace, ''));
       v_answer := case c.verb
         when 'run' then jsonb_build_object('run', orc.run(c.tenant, (c.given ->> 'run')::uuid, (c.given ->> 'owner')::uuid))
-        when 'make_task' then jsonb_build_object('make_task', orc.make_task(c.tenant, c.given -> 'task'))
       end;
     exception when others then
       v_answer := null;

@@ -55,10 +55,16 @@ comment on function orc.task(text, uuid) is 'A task as an object: its row in orc
 grant execute on function orc.task(text, uuid) to orc_api;
 
 -- A scheduler that sleeps looks each second; it is woken for what comes before that.
+create function orc._wants_soon(p orchestrator.plan) returns boolean
+language sql stable as $$
+  select p.wants_more or p.next_at < orchestrator.now() + interval '2 seconds'
+$$;
+comment on function orc._wants_soon(orchestrator.plan) is 'Whether a plan wants something of a scheduler within two seconds.';
+
 create function orc._wake_scheduler(p orchestrator.plan) returns void
 language plpgsql as $$
 begin
-  if p.wants_more or p.next_at < orchestrator.now() + interval '2 seconds' then
+  if orc._wants_soon(p) then
     perform pg_notify('orc_tasks', '');
   end if;
 end $$;
