@@ -1,7 +1,7 @@
 """uvicorn with what it lacks: deadlines for slow clients, bounds on heads, and our error body.
 
-uvicorn waits for ever for the rest of a request and reads a head of any size. A connection here has
-`seconds` to send a head, and again to send the rest of a body that nobody reads any more.
+uvicorn waits for ever for the rest of a request, or for somebody who doesn't read its answer, and
+reads a head of any size. A connection here has `seconds` to send a head, and again for a body.
 """
 
 from __future__ import annotations
@@ -23,15 +23,22 @@ from .wire import encode, problem
 
 HEAD_BYTES = 32_768
 HEADERS = 100
+READER_SECONDS = 30.0
+"""A client that reads nothing of an answer for so long is given up."""
 
 
 class Bounded(HttpToolsProtocol):
-    """A connection with its bounds; `bounded` fills them in."""
+    """A connection with its bounds; `bounded` fills them in.
+
+    It has a timer only while it waits for the client: most requests come in one piece."""
 
     seconds: ClassVar[float]
     most: ClassVar[int]
     head_bytes = 0
-    in_head = True
+    owed = "head"
+    """What the client is to send: a head, a body, or nothing."""
+    timed = ""
+    """What the timer waits for: that, or that the client reads."""
     timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -39,45 +46,50 @@ class Bounded(HttpToolsProtocol):
         if len(self.connections) > self.most:
             self.refuse(Unavailable("Too many connections"))
         else:
-            self.arm()
+            self.arm("head", self.seconds)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.disarm()
         super().connection_lost(error)
 
-    def arm(self) -> None:
+    def arm(self, what: str, seconds: float) -> None:
         self.disarm()
-        self.timer = self.loop.call_later(self.seconds, self.late)
+        self.timed, self.timer = what, self.loop.call_later(seconds, self.late)
 
     def disarm(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-            self.timer = None
+            self.timed, self.timer = "", None
 
     def late(self) -> None:
-        if self.in_head and self.head_bytes:
+        if self.timed != "answer" and self.flow.read_paused:
+            self.arm(self.timed, self.seconds)  # it is we who don't read
+        elif self.timed == "head" and self.head_bytes:
             self.refuse(Slow(f"The request's head took longer than {self.seconds:g} s"))
+        elif self.timed == "body" and not self.cycle.response_started:
+            self.refuse(Slow(f"The body took longer than {self.seconds:g} s"))
         else:
             telemetry.REFUSED.labels("idle").inc()
-            self.transport.close()
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self.in_head:
+        if self.owed == "head":
             self.head_bytes += len(data)
         super().data_received(data)
-        if self.in_head and self.head_bytes > HEAD_BYTES and self.parser is not None:
+        if self.owed == "head" and self.head_bytes > HEAD_BYTES and self.parser is not None:
             self.refuse(HeadersTooLarge(f"The request's head is larger than {HEAD_BYTES} bytes"))
+        elif self.owed and self.owed != self.timed and not self.transport.is_closing():
+            self.arm(self.owed, self.seconds)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.in_head, self.head_bytes = True, 1
-        self.arm()
+        self.owed, self.head_bytes = "head", 1
 
     def on_headers_complete(self) -> None:
         self.disarm()
-        self.in_head = False
+        self.owed = "body"
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > HEAD_BYTES or len(self.headers) > HEADERS:
             self.refuse(HeadersTooLarge(f"More than {HEADERS} headers or {HEAD_BYTES} bytes"))
@@ -90,13 +102,19 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.disarm()
+        self.owed = ""
         if self.cycle is not None:
             super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle is not None and self.cycle.more_body:
-            self.arm()  # nobody reads the rest
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.arm("answer", READER_SECONDS)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.disarm()
+        if self.owed == "body":
+            self.arm("body", self.seconds)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(BadRequest("This isn't an HTTP/1.1 request"))

@@ -6,18 +6,23 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from itertools import accumulate
+from operator import add
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
 )
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from structlog.types import EventDict, Processor, WrappedLogger
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
@@ -40,22 +45,49 @@ METRICS = CollectorRegistry()
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-REQUESTS = Histogram(
-    "orchestrator_http_request_seconds",
-    "Time until a request was answered, by route and class of status.",
-    ["method", "route", "status"],
-    registry=METRICS,
-    buckets=SECONDS,
-)
-ANSWERS = Counter(
-    "orchestrator_http_answers",
-    "Requests that were answered, by route and status.",
-    ["method", "route", "status"],
-    registry=METRICS,
-)
-IN_FLIGHT = Gauge(
-    "orchestrator_http_requests_in_flight", "Requests that are being answered.", registry=METRICS
-)
+
+class Requests(Collector):
+    """Requests of this process. The event loop alone counts them, so that needs no locks: three
+    metrics of the client's would cost 7 of a request's 80 µs."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._counted: dict[tuple[str, str, int], list[float]] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        key = (method, route, status)
+        if (counted := self._counted.get(key)) is None:
+            counted = self._counted[key] = [0.0] * (len(SECONDS) + 2)  # and the sum
+        counted[bisect_left(SECONDS, seconds)] += 1
+        counted[-1] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        names = ("method", "route", "status")
+        answers = CounterMetricFamily(
+            "orchestrator_http_answers", "Requests that were answered, by route and status.",
+            labels=names,
+        )  # fmt: skip
+        classes: dict[tuple[str, str, str], list[float]] = {}
+        for (method, route, status), counted in self._counted.items():
+            answers.add_metric([method, route, str(status)], sum(counted[:-1]))
+            alike = classes.setdefault((method, route, f"{status // 100}xx"), [0.0] * len(counted))
+            alike[:] = map(add, alike, counted)
+        times = HistogramMetricFamily(
+            "orchestrator_http_request_seconds",
+            "Time until a request was answered, by route and class of status.", labels=names,
+        )  # fmt: skip
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        for key, (*counts, total) in classes.items():
+            times.add_metric(key, list(zip(bounds, accumulate(counts), strict=True)), total)
+        yield from (times, answers)
+        yield GaugeMetricFamily(
+            "orchestrator_http_requests_in_flight", "Requests that are being answered.",
+            self.in_flight,
+        )  # fmt: skip
+
+
+REQUESTS = Requests()
+METRICS.register(REQUESTS)
 REFUSED = Counter(
     "orchestrator_http_refused",
     "Connections that were closed before a route was reached, by reason.",

@@ -240,18 +240,19 @@ async def _answer(
         scopes = " ".join(principal.scopes)
         db.acting.set(db.Actor(principal.tenant_id, principal.id, scopes, request_id))
     call = Call(app=api, path=path, headers=headers, principal=principal)
-    call.query = convert(query_of(scope), endpoint.query or NoQuery, "query")
+    if endpoint.query is not None or scope["query_string"]:
+        call.query = convert(query_of(scope), endpoint.query or NoQuery, "query")
     raw = await body_of(headers, receive, endpoint, api.config)
     if endpoint.body is not None:
         call.body = decoded(raw, content_type(headers), endpoint)
         refuse_disagreement(call)
-    elif raw.strip() not in NOTHING:
+    elif raw and raw.strip() not in NOTHING:
         raise Malformed(f"{endpoint.method} {scope['path']} takes no body")
     if said := _said_again(scope, headers, endpoint, call, raw):
         reply = await repeats.once(api.pool, said, lambda held: _within(held, endpoint, call))
     else:
         reply = await _act(endpoint, call)
-    return await api.waiting.answer(endpoint, call, reply)
+    return await api.waiting.answer(endpoint, call, reply) if "prefer" in headers else reply
 
 
 def _said_again(
@@ -297,7 +298,7 @@ async def _caller(
             )
             who = f"{principal.tenant_id}:{principal.id}"
     finally:
-        if endpoint.path not in QUIET:
+        if api.limiter.limit is not None and endpoint.path not in QUIET:
             scope["limits"] = await api.limiter.take(who, endpoint.method)
     if principal is not None and endpoint.scope is not None:
         auth.require(principal, endpoint.scope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from ..config import Config
-from ..errors import Malformed, Slow, TooLarge, WrongContentType
+from ..errors import Malformed, TooLarge, WrongContentType
 from ..wire import Call, Endpoint, convert, decode, read_form
 
 
@@ -57,18 +56,11 @@ async def body_of(
     said, limit = headers.get("content-length", "0"), max(endpoint.body_limit, config.body_limit)
     if said.isdigit() and int(said) > limit:
         raise TooLarge(f"The body is larger than {limit} bytes")
-    try:
-        async with asyncio.timeout(config.body_timeout):
-            return await _read(receive, limit)
-    except TimeoutError:
-        seconds = config.body_timeout
-        raise Slow(f"The body took longer than {seconds:g} s", headers=CLOSE) from None
-
-
-CLOSE = {"Connection": "close"}
+    return await _read(receive, limit)
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
+    """The server has an eye on how long that takes (httpd.py)."""
     body, more = bytearray(), True
     while more:
         message = await receive()

@@ -3,13 +3,10 @@ one error body."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 import time
-from functools import cache
 
-from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -32,11 +29,10 @@ SECURITY = {
 SECURITY_RAW = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUIET = {"/health", "/health/live", "/health/ready", "/metrics", "/ping"}
-SLOW_READER_SECONDS = 30.0
 
 
 class Streaming(StreamingResponse):
-    """Frames as they come. A client that reads nothing for long is given up."""
+    """Frames as they come."""
 
     def __init__(self, stream: Stream, content_type: str) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -46,8 +42,6 @@ class Streaming(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except TimeoutError:
-            raise ClientDisconnect from None
         finally:
             self.stream.close()
 
@@ -106,21 +100,18 @@ class Errors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send)
         except ClientDisconnect:
-            log("client_went_away", "debug", path=scope["path"])
+            scope["status"] = GONE
         except Exception as error:
-            if started:
+            if scope["type"] != "http" or "status" in scope:
                 raise
             await _problem_response(as_problem(error), scope)(scope, receive, send)
+
+
+GONE = 499
+"""What the log and the counts have of a request whose client didn't wait for the answer."""
 
 
 class Cors(CORSMiddleware):
@@ -147,28 +138,21 @@ class Shell:
             scope["path"] = path.rstrip("/") or "/"
         span = _span(scope)
         telemetry.carry(request_id, span.traceparent)
-        status = 500
-        is_stream = False
 
         async def finish(message: Message) -> None:
-            nonlocal status, is_stream
             if message["type"] == "http.response.start":
-                status = message["status"]
-                seconds = time.perf_counter() - started
-                _add_headers(message, request_id, seconds, scope.get("limits", {}))
-            else:
-                is_stream = is_stream or message.get("more_body", False)
-            if message["type"] == "http.response.body" and not is_stream:
-                await send(message)  # the head was taken: so is the rest, at once
-            else:
-                async with asyncio.timeout(SLOW_READER_SECONDS):
-                    await send(message)
+                scope["status"] = message["status"]
+                _add_headers(message, scope, time.perf_counter() - started)
+            await send(message)
 
-        with telemetry.IN_FLIGHT.track_inprogress():
-            try:
-                await self.app(scope, receive, finish)
-            finally:
-                _account(scope, status, time.perf_counter() - started)
+        telemetry.REQUESTS.in_flight += 1
+        try:
+            await self.app(scope, receive, finish)
+        finally:
+            telemetry.REQUESTS.in_flight -= 1
+            status = scope.get("status", 500)
+            _account(scope, status, time.perf_counter() - started)
+            if traces.is_on():
                 _end(span, scope, status)
 
 
@@ -190,8 +174,9 @@ def _new_id() -> str:
 
 
 def _span(scope: Scope) -> traces.Span:
-    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]
-    parent = traces.received(sent) if sent else None
+    parent = None
+    if "traceparent" in scope["said"]:
+        parent = traces.received([v.decode("latin-1") for n, v in scope["headers"] if n == b"traceparent"])
     if not traces.is_on() or scope["path"] in QUIET:
         return traces.Span(parent)
     return traces.begin(scope["method"], parent, "server", {"http.request.method": scope["method"]})
@@ -207,37 +192,31 @@ def _end(span: traces.Span, scope: Scope, status: int) -> None:
     span.end()
 
 
-def _add_headers(message: Message, request_id: str, seconds: float, limits: dict[str, str]) -> None:
+def _add_headers(message: Message, scope: Scope, seconds: float) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    headers += [one for one in SECURITY_RAW if one[0] not in present]
-    for name, value in limits.items():
+    headers += SECURITY_RAW if present <= PLAIN else [h for h in SECURITY_RAW if h[0] not in present]
+    for name, value in scope.get("limits", {}).items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))
-    headers.append((b"x-request-id", request_id.encode()))
+    headers.append((b"x-request-id", scope["request_id"].encode()))
     headers.append((b"x-process-time", b"%.2f" % (seconds * 1000)))
     if b"vary" not in present or not _varies_by_origin(headers):
         headers.append((b"vary", b"Origin"))
+
+
+PLAIN = {b"content-type", b"content-length", b"etag", b"location"}
+"""What nearly all answers have, and nothing of it is the shell's."""
 
 
 def _varies_by_origin(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == b"vary" and b"Origin" in value for name, value in headers)
 
 
-@cache
-def _meters(method: str, route: str, status: int) -> tuple[Histogram, Counter]:
-    return (
-        telemetry.REQUESTS.labels(method, route, f"{status // 100}xx"),
-        telemetry.ANSWERS.labels(method, route, str(status)),
-    )
-
-
 def _account(scope: Scope, status: int, seconds: float) -> None:
     route = scope.get("route_path", "(none)")
     method = scope["method"] if "route_path" in scope else "(any)"
-    times, answers = _meters(method, route, status)
-    times.observe(seconds)
-    answers.inc()
+    telemetry.REQUESTS.observe(method, route, status, seconds)
     path = route if "{token}" in route else scope["path"]  # whoever has a token may use it
     level = "warning" if status >= 500 else "debug" if scope["path"] in QUIET else "info"
     log(

@@ -22,7 +22,7 @@ from ..telemetry import traceparent
 SHARED = {"run": "together", "make_task": "make_together", "publish_event": "publish_together"}
 """Small calls, and the verbs that take many of one."""
 
-MOST, MOST_BYTES = 50, 10_000
+MOST, MOST_BYTES = 24, 10_000
 """Calls in a statement, and of one of them: what is larger goes alone."""
 
 AT_ONCE = 2
