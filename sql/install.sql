@@ -106,9 +106,6 @@ set local search_path = pg_catalog;
 \ir outbox/deliver.sql
 \ir streams/functions.sql
 
--- Requests that share a transaction.
-\ir ops/together.sql
-
 -- Invariants of work, and why a run is where it is.
 \ir work/check.sql
 

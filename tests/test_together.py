@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from conftest import Connect, Serve
 from psycopg.types.json import Jsonb
 
 from orchestrator import db
+from orchestrator.schedules.shapes import CreateTask
 
 TASK: dict[str, Any] = {"title": "T", "schedule_kind": "cron", "schedule_expr": "30 8 * * *",
         "payload": {"pipeline": [{"id": "a", "uses": "set", "with": {}}]}}  # fmt: skip
@@ -106,37 +109,141 @@ async def test_one_that_is_refused_is_refused_alone_and_as_ever(callers: Callers
 
 
 async def test_a_caller_without_the_scope_is_refused_in_a_crowd(callers: Callers) -> None:
-    """The verb itself says so: what the API checked before isn't asked here."""
     calls = [
-        {"tenant": "acme", "scopes": scopes, "given": {"topic": "scoped"}}
+        {"scopes": scopes, "given": {"topic": "scoped"}}
         for scopes in ("events:read", "events:write", "")
     ]
-    rows = await db.call(callers.conn, "publish_together", calls=Jsonb(calls))
-    answers = [row["publish_together"] for row in rows]
+    answers = await asked(callers, "publish_together", *calls)
     assert [one is None for one in answers] == [True, False, True]
     left = await callers.rows("select 1 from orchestrator.event where topic = 'scoped'")
     assert len(left) == 1, "one that was refused left something"
 
 
 async def test_an_event_that_makes_no_sense_leaves_nothing_of_its_company(callers: Callers) -> None:
-    calls = [{"tenant": "acme", "scopes": "any", "given": {"topic": t}} for t in ("$ours", "fine")]
-    rows = await db.call(callers.conn, "publish_together", calls=Jsonb(calls))
-    assert [row["publish_together"] for row in rows] == [None, None]
+    calls = [{"given": {"topic": t}} for t in ("$ours", "fine")]
+    assert await asked(callers, "publish_together", *calls) == [None, None]
     assert await callers.rows("select 1 from orchestrator.event where topic = 'fine'") == []
 
 
-async def test_a_trace_stays_with_its_own_call(callers: Callers) -> None:
-    trace = f"00-{'a' * 32}-{'b' * 16}-01"
-    common = {"verb": "run", "tenant": "acme", "actor": callers.ids["acme"], "scopes": "any",
-              "request": "r", "given": {"run": await callers.run("acme")}}  # fmt: skip
-    async with callers.conn.transaction():
-        for traced, left in ((trace, trace), (None, "")):
-            await db.call(
-                callers.conn, "together", calls=Jsonb([{**common, "trace": trace},
-                                                       {**common, "trace": traced}]),
-            )  # fmt: skip
-            rows = await callers.rows("select current_setting('orchestrator.traceparent') as said")
-            assert rows[0]["said"] == left
+async def asked(callers: Callers, verb: str, *calls: dict[str, Any]) -> list[Any]:
+    """What the verb answers to each. The API checked before: here the verb itself is asked."""
+    common = {"tenant": "acme", "actor": callers.ids["acme"], "scopes": "any", "request": "r"}
+    rows = await db.call(callers.conn, verb, calls=Jsonb([{**common, **call} for call in calls]))
+    return [row[verb] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("other", "scopes", "seen"),
+    [(False, "any", True), (False, "runs:read", True), (False, "events:write", False),
+     (False, "", False), (True, "any", False), (True, "admin", True)],
+)  # fmt: skip
+async def test_a_run_is_seen_in_a_crowd_by_whom_it_is_seen_alone(
+    callers: Callers, other: bool, scopes: str, seen: bool
+) -> None:
+    task = (await callers.ask("acme", "POST", "/tasks", TASK)).json()["id"]
+    answer = await callers.ask("acme", "POST", f"/tasks/{task}/run_now")
+    run = answer.json()["details"]["run_id"]
+    who = callers.ids["zeta" if other else "acme"]
+    look = {"given": {"run": run}, "actor": who, "scopes": scopes}
+    mine = {"given": {"run": await callers.run("acme")}}
+    found = await asked(callers, "runs_together", mine, look, {**mine, "tenant": "zeta"}, mine)
+    assert [one is not None for one in found] == [True, seen, False, True]
+
+
+def draft(callers: Callers, **fields: Any) -> dict[str, Any]:
+    """A task as the API hands it over."""
+    body = msgspec.convert({**TASK, **fields}, CreateTask)
+    made_at = datetime.now(UTC)
+    tomorrow = made_at + timedelta(days=1)
+    said = msgspec.to_builtins(body) | {"created_by": callers.ids["acme"]} | {
+        "made_at": made_at.isoformat(), "instants": [tomorrow.isoformat()],
+        "known_to": tomorrow.isoformat(), **{k: v for k, v in fields.items() if k not in TASK},
+    }  # fmt: skip
+    return {"given": {"task": said}}
+
+
+async def test_a_task_made_in_a_crowd_is_as_one_made_alone(callers: Callers) -> None:
+    fields = {"title": "Both", "description": "d", "priority": 2, "max_retries": 1, "grace_seconds": 9.5,
+              "jitter_seconds": 60, "queue": "q", "timeout_seconds": 1.25, "labels": {"a": "b"},
+              "concurrency_key": "k", "concurrency_limit": 2, "overlap": "skip", "catch_up": "all",
+              "catch_up_limit": 7, "backoff_strategy": "fixed", "dst_gap": "skip", "dst_fold": "both",
+              "starts_at": "2026-01-01T00:00:00Z", "ends_at": "2100-01-01T00:00:00Z"}  # fmt: skip
+    calls = [draft(callers, **fields), draft(callers, **fields)]
+    made = await asked(callers, "make_together", *calls)
+    assert None not in made
+    alone = await db.call_one(
+        callers.conn, "make_task", tenant="acme", task=calls[0]["given"]["task"]
+    )
+    own = {"id", "created_at", "updated_at", "next_run_at"}
+    shown = []
+    for id in (made[0]["make_task"]["id"], alone["make_task"]["id"]):
+        answer = await callers.ask("acme", "GET", f"/tasks/{id}")
+        plan = await callers.rows(f"select * from orchestrator.plan where task_id = '{id}'")
+        rule = await callers.rows(f"select * from orchestrator.rule where task_id = '{id}'")
+        shown.append([{k: v for k, v in answer.json().items() if k not in own},
+                      {k: v for k, v in plan[0].items() if k in {"upcoming", "wants_more"}},
+                      {k: v for k, v in rule[0].items() if k not in {"task_id", "from_at"}}])  # fmt: skip
+    assert shown[0] == shown[1]
+    known = {k: v for k, v in alone["make_task"].items() if k in made[0]["make_task"]}
+    assert known.keys() == made[0]["make_task"].keys()
+    assert {k: made[0]["make_task"][k] for k in known.keys() - own} == {
+        k: known[k] for k in known.keys() - own
+    }
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"scopes": "tasks:read"}, {"scopes": ""},
+     {"created_by": "01a1ff92-0952-731d-81c9-225c45b99f26"}, {"schedule_kind": "event"},
+     {"dedupe_key": "k"}, {"instants": []}, {"made_at": "2026-01-01T00:00:00Z"},
+     {"labels": {"a": "x" * 10_001}},
+     {"payload": {"pipeline": TASK["payload"]["pipeline"], "probe": {}}}],
+    ids=lambda one: "".join(one),
+)  # fmt: skip
+async def test_a_task_that_is_not_like_the_others_is_left_to_be_made_alone(
+    callers: Callers, other: dict[str, Any]
+) -> None:
+    scopes = other.get("scopes", "any")
+    plain, odd = draft(callers), draft(callers)
+    odd["given"]["task"] |= {**other, "title": "odd"}
+    made = await asked(callers, "make_together", plain, odd | {"scopes": scopes}, plain)
+    assert [one is None for one in made] == [False, True, False]
+    assert await callers.rows("select 1 from orchestrator.task where title = 'odd'") == []
+
+
+async def test_a_task_that_makes_no_sense_leaves_nothing_of_its_company(callers: Callers) -> None:
+    calls = [draft(callers), draft(callers)]
+    calls[1]["given"]["task"]["priority"] = 10
+    assert await asked(callers, "make_together", *calls) == [None, None]
+    assert await callers.rows("select 1 from orchestrator.task") == []
+
+
+async def test_each_task_of_a_crowd_is_audited_under_its_own_request(callers: Callers) -> None:
+    names = [f"r-{n}" for n in range(20)]
+    said = await asyncio.gather(
+        *(callers.ask("acme", "POST", "/tasks", TASK, **{"X-Request-ID": name}) for name in names)
+    )
+    ids = {one.json()["id"]: name for one, name in zip(said, names, strict=True)}
+    audited = await callers.rows(
+        "select subject, request_id, actor, xmin from orchestrator.audit"
+        " where action = 'create_task'"
+    )
+    assert {row["subject"]: row["request_id"] for row in audited} == ids
+    assert {row["actor"] for row in audited} == {callers.ids["acme"]}
+    assert len({row["xmin"] for row in audited}) < 20
+
+
+async def test_a_scheduler_hears_of_a_task_of_a_crowd_that_is_due_soon(
+    callers: Callers, connect: Connect
+) -> None:
+    other = await connect()
+    await other.execute("listen orc_tasks")
+    soon = draft(callers)
+    at = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    soon["given"]["task"] |= {"instants": [at], "known_to": at}
+    assert None not in await asked(callers, "make_together", draft(callers), soon)
+    heard = [note async for note in other.notifies(timeout=5, stop_after=1)]
+    assert [note.channel for note in heard] == ["orc_tasks"]
 
 
 async def test_one_that_waits_for_a_lock_doesnt_keep_the_others(

@@ -36,7 +36,8 @@ def decoded(raw: bytes, kind: str, endpoint: Endpoint) -> Any:
 
 
 def content_type(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    said = headers.get("content-type", "")
+    return said if said == "application/json" else said.partition(";")[0].strip().lower()
 
 
 NOTHING = (b"", b"{}", b"null")

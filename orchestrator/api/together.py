@@ -13,16 +13,20 @@ from contextvars import Context
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
 from psycopg.types.json import Jsonb
 
 from .. import db
-from ..errors import Unavailable
+from ..errors import Unavailable, is_lost
 from ..telemetry import traceparent
 
-SHARED = {"run": "together", "make_task": "make_together", "publish_event": "publish_together"}
-"""Small calls, and the verbs that take many of one."""
+SHARED = {
+    "run": "runs_together", "make_task": "make_together", "publish_event": "publish_together",
+}  # fmt: skip
+"""Small calls, and the verbs that take many of one: {tenant, actor, scopes, request, given}. They
+answer each; null is for one that is to be made alone, and has left nothing."""
 
-MOST, MOST_BYTES = 24, 10_000
+MOST, MOST_BYTES = 32, 10_000
 """Calls in a statement, and of one of them: what is larger goes alone."""
 
 AT_ONCE = 2
@@ -42,9 +46,8 @@ class Asked(NamedTuple):
 
     def told(self) -> dict[str, Any]:
         tenant, actor, scopes, request = self.actor
-        return {"verb": self.verb, "tenant": tenant, "actor": actor, "scopes": scopes,
-                "request": request, "trace": self.trace, "given": msgspec.Raw(self.given),
-                }  # fmt: skip
+        return {"tenant": tenant, "actor": actor, "scopes": scopes, "request": request,
+                "given": msgspec.Raw(self.given)}  # fmt: skip
 
 
 class Pool(db.Pool):
@@ -72,7 +75,12 @@ class Pool(db.Pool):
     async def call_all(self, batch: list[Asked]) -> list[db.Row | None]:
         db.acting.set(None)
         verb, calls = SHARED[batch[0].verb], Jsonb([one.told() for one in batch])
-        return [row[verb] for row in await super().call(verb, calls=calls)]
+        try:
+            return [row[verb] for row in await super().call(verb, calls=calls)]
+        except psycopg.Error as error:
+            if is_lost(error):
+                raise
+            return [None] * len(batch)  # the server has undone it: each hears alone what is wrong
 
 
 class Queue:

@@ -135,23 +135,6 @@ class Task(msgspec.Struct, kw_only=True):
     problem: str | None
 
 
-class NewTask(msgspec.Struct, kw_only=True):
-    """What its maker can't know of a new task. Spans are kept to the microsecond."""
-
-    id: UUID
-    status: Literal["active", "completed"]
-    dedupe_window_seconds: float
-    grace_seconds: float
-    jitter_seconds: float
-    timeout_seconds: float | None
-    created_at: Instant
-    updated_at: Instant
-    version: int
-    next_run_at: Instant | None
-    last_run_at: Instant | None = None
-    problem: str | None = None
-
-
 class TaskQuery(Request):
     """`q` is looked for in title and description; a `label` is a key, or key:value. The cursor is
     the `next_cursor` of a page."""

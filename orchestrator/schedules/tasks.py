@@ -11,7 +11,6 @@ from uuid import UUID
 import msgspec
 from psycopg.types.json import Jsonb
 
-from ..db import Row
 from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale, Unavailable
 from ..wire import Call, Endpoint, Place, Reply, encode
 from .limits import BadRule
@@ -26,7 +25,6 @@ from .shapes import (
     Details,
     Filled,
     Instants,
-    NewTask,
     Occurrence,
     Occurrences,
     Preview,
@@ -90,12 +88,7 @@ async def _planned(
     known: Known | None = None,
 ) -> dict[str, Any]:
     """The beginning of its plan, or every problem of rule, pipeline and condition at once."""
-    known = {} if known is None else known
-    expr = said["schedule_expr"] if said["schedule_kind"] in {"event", "condition"} else ""
-    key = encode([said["schedule_kind"] if expr else "", expr, said["payload"]])
-    if key not in known:
-        known[key] = await _problems(call, said)
-    places = [*known[key]]
+    places = [*await _problems(call, said, known)]
     plan: dict[str, Any] = {}
     try:
         if is_new:
@@ -118,17 +111,36 @@ async def _plan(said: dict[str, Any], anchor: datetime, start: datetime) -> dict
     return plan
 
 
-async def _problems(call: Call, said: dict[str, Any]) -> list[Place]:
-    kind, expr, payload = said["schedule_kind"], said["schedule_expr"], dict(said["payload"])
-    probe = payload.pop("probe", None) if kind == "condition" else None
+async def _problems(call: Call, said: dict[str, Any], known: Known | None) -> list[Place]:
+    if known is None:
+        return await _found(call, said)
+    expr = said["schedule_expr"] if said["schedule_kind"] in JUDGED else ""
+    key = encode([said["schedule_kind"] if expr else "", expr, said["payload"]])
+    if key not in known:
+        known[key] = await _found(call, said)
+    return known[key]
+
+
+async def _found(call: Call, said: dict[str, Any]) -> list[Place]:
+    """What is wrong with a task's pipeline, and with what decides whether it runs."""
+    kind, expr, payload = said["schedule_kind"], said["schedule_expr"], said["payload"]
+    if kind not in JUDGED:
+        return await call.app.pipeline_problems(payload, ["body", "payload"])
+    probe = payload.get("probe") if kind == "condition" else None
+    if kind == "condition":
+        payload = {name: value for name, value in payload.items() if name != "probe"}
     places: list[Place] = await call.app.pipeline_problems(payload, ["body", "payload"])
     if isinstance(probe, dict):
         places += await _problems_of_probe(call, payload, probe)
     parts = re.split(r"\swhen\s", expr, maxsplit=1)
-    if kind in {"event", "condition"} and len(parts) == 2:
+    if len(parts) == 2:
         roots = ("event",) if kind == "event" else ("result",)
         places += await call.app.condition_problems(parts[1], roots)
     return places
+
+
+JUDGED = {"event", "condition"}
+"""Kinds of rules that may have a condition in CEL."""
 
 
 async def _problems_of_probe(
@@ -154,7 +166,8 @@ async def prepared(
     said["created_by"] = str(said["created_by"] or principal.id)
     if said["created_by"] != principal.id and not principal.may("admin"):
         raise NotAllowed("created_by is somebody else", hint="leave it out: a task is its caller's")
-    plan = await _planned(call, said, now - _grace(said), now - _grace(said), known=known)
+    since = now - _grace(said)
+    plan = await _planned(call, said, since, since, known=known)
     return {**said, **plan, "made_at": now}
 
 
@@ -165,15 +178,12 @@ async def _create(call: Call) -> Any:
         said = await prepared(call, call.body, now or await clock.read(pool))
         row = await pool.call_one("make_task", tenant=call.principal.tenant_id, task=said)
         if row["make_task"] is not None:
-            return _shown_made(call.body, said["created_by"], row["make_task"])
+            return _answer({**said, **NEW, **row["make_task"]}, status=201)
     raise Unavailable("The database's clock is being set")
 
 
-def _shown_made(body: CreateTask, created_by: str, row: Row) -> Reply:
-    """The task without reading it again: what its maker said, and what was made of it."""
-    said, made = msgspec.structs.asdict(body), msgspec.convert(row, NewTask)
-    said |= {"created_by": UUID(created_by), **msgspec.structs.asdict(made)}
-    return _shown_task(Task(**said), status=201)
+NEW = {"last_run_at": None, "problem": None}
+"""What is so of each new task. The rest is what its maker has said, and what was made of it."""
 
 
 async def _list(call: Call) -> Tasks:
@@ -255,15 +265,12 @@ def _anchor(task: dict[str, Any], said: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(task["created_at"]) - _grace(said)
 
 
-def _answer(task: dict[str, Any]) -> Reply:
-    return _shown_task(msgspec.convert(task, Task))
-
-
-def _shown_task(task: Task, status: int = 200) -> Reply:
-    headers = {"ETag": f'"{task.version}"'}
+def _answer(task: dict[str, Any], status: int = 200) -> Reply:
+    found = msgspec.convert(task, Task)
+    headers = {"ETag": f'"{found.version}"'}
     if status == 201:
-        headers["Location"] = f"/tasks/{task.id}"
-    return Reply(body=task, status=status, headers=headers)
+        headers["Location"] = f"/tasks/{found.id}"
+    return Reply(body=found, status=status, headers=headers)
 
 
 def _act(verb: str, done: str) -> Any:

@@ -124,19 +124,53 @@ begin
 end $$;
 comment on function orc._attempt_cards(orc.runs, integer) is 'The last attempts of a run as objects.';
 
-create function orc.run(tenant text, run uuid, owner uuid default null) returns jsonb
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+create function orc._whole_run(r orc.runs) returns jsonb
+language plpgsql stable as $$
 declare
-  r constant orc.runs := orc._see_run(tenant, run, owner);
-  v_steps constant jsonb[] := array(select s from orc._step_cards(tenant, run, 1001) as s);
+  v_steps constant jsonb[] := array(select s from orc._step_cards(r.tenant_id, r.id, 1001) as s);
 begin
   return orc._run_card(r, coalesce(r.output_bytes, octet_length(r.output::text)), orc._inline_bytes())
     || jsonb_build_object('steps', to_jsonb(v_steps[:1000]), 'has_more_steps', cardinality(v_steps) > 1000,
                           'attempts', orc._attempt_cards(r, 200));
 end $$;
+comment on function orc._whole_run(orc.runs) is 'A run as an object, with its first 1,000 steps and its last 200 attempts.';
+
+create function orc.run(tenant text, run uuid, owner uuid default null) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+begin
+  return orc._whole_run(orc._see_run(tenant, run, owner));
+end $$;
 comment on function orc.run(text, uuid, uuid) is 'A run as an object, with its first 1,000 steps and its last 200 attempts.';
 grant execute on function orc.run(text, uuid, uuid) to orc_api, orc_reader;
+
+-- Looks of several callers, {tenant, actor, scopes, given}, and an answer for each. Null for a run that the caller doesn't see:
+-- alone it hears why. One by one, because a plan by the key of each opens its own partition, and one of all of them all.
+create function orc.runs_together(calls jsonb) returns setof jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+declare
+  c record;
+  r orc.runs;
+begin
+  for c in
+    select x.tenant, (x.given ->> 'run')::uuid as run,
+           case when x.given ->> 'owner' is not null or orc._covers(s.own, '{admin}') then x.given ->> 'owner' else x.actor end::uuid as owner,
+           orc._covers(s.own, '{runs:read, runs:write, tasks:read, tasks:write}') as may
+    from jsonb_to_recordset(calls) as x(tenant text, actor text, scopes text, given jsonb)
+    cross join lateral (select string_to_array(x.scopes, ' ')) as s(own)
+  loop
+    select o.* into r from orc.runs o where c.may and o.tenant_id = c.tenant and o.id = c.run;
+    if r.id is null or c.owner is not null and r.task_id is not null and not exists (
+        select from orchestrator.task t where t.tenant_id = r.tenant_id and t.id = r.task_id and t.created_by = c.owner) then
+      return next null;
+    else
+      return next jsonb_build_object('run', orc._whole_run(r));
+    end if;
+  end loop;
+end $$;
+comment on function orc.runs_together(jsonb) is 'Runs as several callers see them, {tenant, actor, scopes, given}. Null for one that is to be asked for alone.';
+grant execute on function orc.runs_together(jsonb) to orc_api;
 
 create function orc.run_output(tenant text, run uuid, step text default null, owner uuid default null) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
