@@ -10,11 +10,16 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, ClassVar, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from . import telemetry
 from .config import Config
@@ -23,6 +28,9 @@ from .wire import encode, problem
 
 HEAD_BYTES = 32_768
 HEADERS = 100
+WHOLE = "orchestrator.answer"
+"""The extension of a scope that takes a whole answer: (status, lines of headers, body). As two messages
+through the application's layers, with each header looked at, it would cost 12 of a request's 70 µs."""
 READER_SECONDS = 30.0
 """A client that reads nothing of an answer for so long is given up."""
 
@@ -115,6 +123,25 @@ class Bounded(HttpToolsProtocol):
         self.disarm()
         if self.owed == "body":
             self.arm("body", self.seconds)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.scope["extensions"] = {WHOLE: cast(Any, partial(self.answer, cycle))}
+        super()._start_asgi_task(cycle, app)
+
+    def answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> bool:
+        """An answer of which all is known. False: it is to be sent as ASGI has it."""
+        if self.flow.write_paused or cycle.response_started or cycle.disconnected:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        ours = [b"%s: %s\r\n" % header for header in cycle.default_headers]
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], *ours, head, end, body)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(BadRequest("This isn't an HTTP/1.1 request"))

@@ -18,7 +18,7 @@ from conftest import Make, Proxied, Running, Serve
 from starlette.routing import Match, Route
 
 from orchestrator import api as http
-from orchestrator import auth, db, devpg, errors, schema, wire
+from orchestrator import auth, db, devpg, errors, httpd, schema, wire
 from orchestrator.api.routes import Found, Table, template_of
 from orchestrator.api.shell import SECURITY
 from orchestrator.wire import Call, Endpoint, Request
@@ -45,6 +45,18 @@ async def _broken(call: Call) -> None:
 
 async def _stored(call: Call) -> wire.Reply:
     return wire.Reply(status=204)
+
+
+async def _listed(call: Call) -> wire.Reply:
+    return wire.Reply(body={"a": "é"}, status=201, headers={"ETag": '"3"', "Location": "/x"})
+
+
+async def _split(call: Call) -> wire.Reply:
+    return wire.Reply(body={}, headers={"Location": "/x\r\nSet-Cookie: a=b"})
+
+
+async def _much(call: Call) -> wire.Reply:
+    return wire.Reply(body=b"[%s]" % (b" " * 50_000_000))
 
 
 ENDPOINTS = [
@@ -200,6 +212,57 @@ async def test_every_answer_has_the_headers(running: Running) -> None:
         for name in SECURITY:
             assert name in headers, f"{path}: {name}"
         assert "server" not in headers
+
+
+async def test_an_answer_in_one_piece_is_the_one_through_all_layers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of another origin goes through all of them."""
+    in_one_piece: list[int] = []
+    answer = httpd.Bounded.answer
+
+    def noted(self: httpd.Bounded, cycle: Any, status: int, head: bytes, body: bytes) -> bool:
+        in_one_piece.append(status)
+        return answer(self, cycle, status, head, body)
+
+    monkeypatch.setattr(httpd.Bounded, "answer", noted)
+    listed = Endpoint("POST", "/listed", "listed", status=201, handler=_listed)
+    running = await serve(endpoints=[*ENDPOINTS, listed], rate_limit="100/minute")
+    for origin in ({}, {"Origin": "http://localhost:3000"}):
+        answers = [
+            await running.client.get("/ping", headers=origin),
+            await running.client.post("/listed", headers=origin),
+            await running.client.head("/ping", headers=origin),
+        ]
+        told = [{name: value for name, value in one.headers.items() if name not in OWN}
+                for one in answers]  # fmt: skip
+        bodies = [one.content for one in answers]
+        if not origin:
+            first, first_bodies = told, bodies
+            assert in_one_piece == [200, 201]
+    assert in_one_piece == [200, 201]
+    assert told == first and bodies == first_bodies
+    assert first[1]["etag"] == '"3"' and first[2]["content-length"] != "0" and bodies[2] == b""
+
+
+OWN = {"x-request-id", "x-process-time", "date", "vary", "ratelimit", "access-control-allow-origin",
+       "access-control-expose-headers", "access-control-allow-credentials"}  # fmt: skip
+
+
+async def test_a_connection_that_is_to_close_is_closed(running: Running) -> None:
+    for version, said in (("1.1", "Connection: close\r\n"), ("1.0", "")):
+        async with raw(running) as (reader, writer), asyncio.timeout(5):
+            writer.write(f"GET /ping HTTP/{version}\r\nHost: x\r\n{said}\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head
+            assert json.loads(body)
+
+
+async def test_no_value_of_a_header_begins_another(serve: Serve) -> None:
+    split = Endpoint("GET", "/split", "split", handler=_split)
+    running = await serve(endpoints=[*ENDPOINTS, split])
+    with pytest.raises(httpx2.RemoteProtocolError):  # nothing of it was said
+        await running.client.get("/split")
 
 
 async def test_a_well_formed_request_id_is_kept_and_another_replaced(running: Running) -> None:
@@ -525,6 +588,48 @@ async def test_a_dripping_head_gains_no_time(running: Running) -> None:
             await asyncio.sleep(0.05)
         assert time.monotonic() - started < 4
         await task
+
+
+async def test_a_dripping_body_gains_no_time(running: Running) -> None:
+    async with raw(running) as (reader, writer):
+        started = time.monotonic()
+        writer.write(
+            b"POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 5000\r\n\r\n"
+        )
+        task = asyncio.create_task(answer_of(reader))
+        while not task.done() and time.monotonic() - started < 8:
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - started < 4
+        assert (await task)[0] == 408
+
+
+async def test_who_goes_away_in_the_middle_is_no_error_of_ours(running: Running) -> None:
+    async with raw(running) as (_, writer):
+        writer.write(
+            b"PUT /named/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 50\r\n\r\n{"name'
+        )
+        await writer.drain()
+        await asyncio.sleep(0.1)  # it has come to its route
+    seen = 'orchestrator_http_answers_total{method="PUT",route="/named/{name}",status="499"} 1.0'
+    async with asyncio.timeout(5):
+        while seen not in (await running.client.get("/metrics")).text:
+            await asyncio.sleep(0.02)
+
+
+async def test_who_reads_nothing_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpd, "READER_SECONDS", 0.3)
+    cause = b'orchestrator_http_refused_total{why="idle"} '
+    running = await serve(endpoints=[*ENDPOINTS, Endpoint("GET", "/much", "much", handler=_much)])
+    before = (await running.client.get("/metrics")).content.partition(cause)[2][:3]
+    async with raw(running) as (_, writer), asyncio.timeout(10):
+        writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
+        while (await running.client.get("/metrics")).content.partition(cause)[2][:3] == before:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_silent_connection_is_closed(running: Running) -> None:

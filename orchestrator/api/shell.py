@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import telemetry, traces
+from .. import httpd, telemetry, traces
 from ..errors import MethodNotAllowed, Problem, RouteNotFound
 from ..telemetry import log
 from ..wire import Reply, Stream, as_problem, encode, problem
@@ -27,6 +27,7 @@ SECURITY = {
     "Referrer-Policy": "strict-origin-when-cross-origin",
 }
 SECURITY_RAW = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
+SECURITY_LINES = b"".join(b"%b: %b\r\n" % header for header in SECURITY_RAW)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUIET = {"/health", "/health/live", "/health/ready", "/metrics", "/ping"}
 
@@ -50,16 +51,39 @@ class Json:
     """Bytes of JSON, in one piece."""
 
     def __init__(self, body: bytes, status: int, headers: dict[str, str]) -> None:
-        length = str(len(body)).encode()
-        head = [(b"content-type", b"application/json"), (b"content-length", length)]
-        for name, value in headers.items():
-            head.append((name.lower().encode("latin-1"), value.encode("latin-1")))
-        self.start = {"type": "http.response.start", "status": status, "headers": head}
-        self.rest = {"type": "http.response.body", "body": body}
+        self.body, self.status, self.headers = body, status, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(self.start)
-        await send(self.rest)
+        if self._is_answered(scope):
+            scope["status"] = self.status
+        else:
+            plain = Response(self.body, self.status, self.headers, "application/json")
+            await plain(scope, receive, send)
+
+    def _is_answered(self, scope: Scope) -> bool:
+        """At once, past the layers between, if these have nothing to do with it."""
+        answer = scope.get("extensions", {}).get(httpd.WHOLE)
+        if answer is None or scope["method"] == "HEAD" or "origin" in scope["said"]:
+            return False
+        said = {**self.headers, **scope.get("limits", {})}
+        if not said.keys() <= PLAIN or any(map(CONTROL.search, said.values())):
+            return False
+        head = b"content-type: application/json\r\ncontent-length: %d\r\n%b%b" % (
+            len(self.body),
+            SECURITY_LINES,
+            "".join(f"{name}: {value}\r\n" for name, value in said.items()).encode("latin-1"),
+        )
+        head += b"x-request-id: %b\r\nx-process-time: %.2f\r\nvary: Origin\r\n" % (
+            scope["request_id"].encode(), (time.perf_counter() - scope["began"]) * 1000,
+        )  # fmt: skip
+        return bool(answer(self.status, head, self.body))
+
+
+PLAIN = {"ETag", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "Preference-Applied",
+         "Idempotency-Replayed"}  # fmt: skip
+"""Headers that are no concern of the shell's, nor of the server's."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def response(reply: Reply) -> ASGIApp:
@@ -131,7 +155,7 @@ class Shell:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started = time.perf_counter()
+        scope["began"] = started = time.perf_counter()
         scope["said"] = headers = headers_of(scope)
         scope["request_id"] = request_id = _request_id(headers)
         if (path := scope["path"]) != "/" and path.endswith("/"):
@@ -195,7 +219,7 @@ def _end(span: traces.Span, scope: Scope, status: int) -> None:
 def _add_headers(message: Message, scope: Scope, seconds: float) -> None:
     headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
     present = {name.lower() for name, _ in headers}
-    headers += SECURITY_RAW if present <= PLAIN else [h for h in SECURITY_RAW if h[0] not in present]
+    headers += [one for one in SECURITY_RAW if one[0] not in present]
     for name, value in scope.get("limits", {}).items():
         if (raw := name.lower().encode()) not in present:
             headers.append((raw, value.encode()))
@@ -203,10 +227,6 @@ def _add_headers(message: Message, scope: Scope, seconds: float) -> None:
     headers.append((b"x-process-time", b"%.2f" % (seconds * 1000)))
     if b"vary" not in present or not _varies_by_origin(headers):
         headers.append((b"vary", b"Origin"))
-
-
-PLAIN = {b"content-type", b"content-length", b"etag", b"location"}
-"""What nearly all answers have, and nothing of it is the shell's."""
 
 
 def _varies_by_origin(headers: list[tuple[bytes, bytes]]) -> bool:
