@@ -29,8 +29,8 @@ from .wire import encode, problem
 HEAD_BYTES = 32_768
 HEADERS = 100
 WHOLE = "orchestrator.answer"
-"""The extension of a scope that takes a whole answer: (status, lines of headers, body). As two messages
-through the application's layers, with each header looked at, it would cost 12 of a request's 70 µs."""
+"""The extension of a scope that takes a whole answer: (status, lines of headers, body). As two
+messages through the application's layers, with each header looked at, it would cost 12 of 70 µs."""
 READER_SECONDS = 30.0
 """A client that reads nothing of an answer for so long is given up."""
 

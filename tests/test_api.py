@@ -619,9 +619,7 @@ async def test_who_goes_away_in_the_middle_is_no_error_of_ours(running: Running)
             await asyncio.sleep(0.02)
 
 
-async def test_who_reads_nothing_is_given_up(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_reads_nothing_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpd, "READER_SECONDS", 0.3)
     cause = b'orchestrator_http_refused_total{why="idle"} '
     running = await serve(endpoints=[*ENDPOINTS, Endpoint("GET", "/much", "much", handler=_much)])

@@ -163,11 +163,13 @@ def draft(callers: Callers, **fields: Any) -> dict[str, Any]:
 
 
 async def test_a_task_made_in_a_crowd_is_as_one_made_alone(callers: Callers) -> None:
-    fields = {"title": "Both", "description": "d", "priority": 2, "max_retries": 1, "grace_seconds": 9.5,
-              "jitter_seconds": 60, "queue": "q", "timeout_seconds": 1.25, "labels": {"a": "b"},
-              "concurrency_key": "k", "concurrency_limit": 2, "overlap": "skip", "catch_up": "all",
-              "catch_up_limit": 7, "backoff_strategy": "fixed", "dst_gap": "skip", "dst_fold": "both",
-              "starts_at": "2026-01-01T00:00:00Z", "ends_at": "2100-01-01T00:00:00Z"}  # fmt: skip
+    fields = {
+        "title": "Both", "description": "d", "priority": 2, "max_retries": 1, "grace_seconds": 9.5,
+        "jitter_seconds": 60, "queue": "q", "timeout_seconds": 1.25, "labels": {"a": "b"},
+        "concurrency_key": "k", "concurrency_limit": 2, "overlap": "skip", "catch_up": "all",
+        "catch_up_limit": 7, "backoff_strategy": "fixed", "dst_gap": "skip", "dst_fold": "both",
+        "starts_at": "2026-01-01T00:00:00Z", "ends_at": "2100-01-01T00:00:00Z",
+    }  # fmt: skip
     calls = [draft(callers, **fields), draft(callers, **fields)]
     made = await asked(callers, "make_together", *calls)
     assert None not in made
@@ -180,9 +182,11 @@ async def test_a_task_made_in_a_crowd_is_as_one_made_alone(callers: Callers) -> 
         answer = await callers.ask("acme", "GET", f"/tasks/{id}")
         plan = await callers.rows(f"select * from orchestrator.plan where task_id = '{id}'")
         rule = await callers.rows(f"select * from orchestrator.rule where task_id = '{id}'")
-        shown.append([{k: v for k, v in answer.json().items() if k not in own},
-                      {k: v for k, v in plan[0].items() if k in {"upcoming", "wants_more"}},
-                      {k: v for k, v in rule[0].items() if k not in {"task_id", "from_at"}}])  # fmt: skip
+        shown.append([
+            {k: v for k, v in answer.json().items() if k not in own},
+            {k: v for k, v in plan[0].items() if k in {"upcoming", "wants_more"}},
+            {k: v for k, v in rule[0].items() if k not in {"task_id", "from_at"}},
+        ])  # fmt: skip
     assert shown[0] == shown[1]
     known = {k: v for k, v in alone["make_task"].items() if k in made[0]["make_task"]}
     assert known.keys() == made[0]["make_task"].keys()

@@ -200,7 +200,8 @@ def _new_id() -> str:
 def _span(scope: Scope) -> traces.Span:
     parent = None
     if "traceparent" in scope["said"]:
-        parent = traces.received([v.decode("latin-1") for n, v in scope["headers"] if n == b"traceparent"])
+        sent = [value for name, value in scope["headers"] if name == b"traceparent"]
+        parent = traces.received([value.decode("latin-1") for value in sent])
     if not traces.is_on() or scope["path"] in QUIET:
         return traces.Span(parent)
     return traces.begin(scope["method"], parent, "server", {"http.request.method": scope["method"]})

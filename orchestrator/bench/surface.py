@@ -235,19 +235,22 @@ class _Client(asyncio.Protocol):
         number = next(self.left, None)
         if number is None:
             self.over.set_result(None)
-            return self.transport.close()
-        self.began = time.perf_counter()
-        self.transport.write(self.requests(number))
+            self.transport.close()
+        else:
+            self.began = time.perf_counter()
+            self.transport.write(self.requests(number))
 
     def data_received(self, data: bytes) -> None:
         self.heard += data
         end = self.heard.find(b"\r\n\r\n")
-        if end >= 0 and len(self.heard) - end - 4 >= _size(self.heard[: end + 2]):
-            if not self.heard.startswith(b"HTTP/1.1 2"):
-                return self.fail(RuntimeError(f"the API refused: {self.heard.decode()}"))
+        if end < 0 or len(self.heard) - end - 4 < _size(self.heard[: end + 2]):
+            return
+        if self.heard.startswith(b"HTTP/1.1 2"):
             self.times.append((time.perf_counter() - self.began) * 1000)
             self.heard = b""
             self.ask()
+        else:
+            self.fail(RuntimeError(f"the API refused: {self.heard.decode()}"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.fail(error or ConnectionError("the API hung up"))
