@@ -179,6 +179,10 @@ GOLDEN: list[tuple[str | tuple[str, ...], str, str, str, list[str]]] = [
     ("0 9 * * 1#1", "UTC", "", "2026-01-06T00:00Z", ["2026-02-02T09:00+00:00"]),
     ("0 9 * * 5L", "UTC", "", "2026-01-01T00:00Z", ["2026-01-30T09:00+00:00"]),
     ("@weekly", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
+    ("@daily", CHISINAU, "", "2026-01-01T00:00Z", ["2026-01-02T00:00+02:00"]),
+    ("@midnight", "UTC", "", "2026-01-01T00:00Z", ["2026-01-02T00:00+00:00"]),
+    ("@monthly", "UTC", "", "2026-01-01T00:00Z", ["2026-02-01T00:00+00:00"]),
+    ("@annually", "UTC", "", "2026-01-01T00:00Z", ["2027-01-01T00:00+00:00"]),
     ("@yearly", LONDON, "", "2026-02-01T00:00Z", ["2027-01-01T00:00+00:00"]),
     ("@hourly", "Asia/Kolkata", "", "2026-01-01T00:00Z", ["2026-01-01T06:00+05:30"]),
     ("5/20 8 * JAN,JUL *", "UTC", "", "2026-01-31T09:00Z",
@@ -347,6 +351,34 @@ def test_a_recurrence_that_is_made_amid_a_jump_agrees_with_cron() -> None:
                 both = [rule(text, zone, born=born, dst_gap=setting.gap, dst_fold=setting.fold)
                         for text in (cron, rrule)]  # fmt: skip
                 assert both[0].after(born, 30) == both[1].after(born, 30)
+
+
+def test_a_recurrence_that_is_made_amid_a_jump_fires_as_often_as_its_count_says() -> None:
+    """What fires only by its second pass, or shifted, counts; what is past doesn't."""
+    dice = random.Random(9)
+    for zone, change in JUMPS:
+        for text in (*(one[1] for one in TEXTS[:6]), "FREQ=HOURLY", "FREQ=DAILY"):
+            for setting in SETTINGS:
+                seconds, count = dice.randint(-12_000, 12_000), dice.randint(1, 6)
+                born = datetime.fromisoformat(change) + timedelta(seconds=seconds)
+                given = {"born": born, "dst_gap": setting.gap, "dst_fold": setting.fold}
+                both = [rule(text + end, zone, **given) for end in ("", f";COUNT={count}")]
+                endless, ending = [made.after(born, 100, born + HALF) for made in both]
+                counted = sorted({moment.local for moment in endless.items})[:count]
+                expected = [moment for moment in endless.items if moment.local in counted]
+                assert [*ending.items] == expected, (text, zone, setting, born, count)
+
+
+def test_a_beat_that_its_count_ends_amid_a_fold_goes_on_until_then() -> None:
+    born = datetime(2026, 11, 1, 5, 59, 30, tzinfo=UTC)
+    made = rule("FREQ=HOURLY;BYMINUTE=0;COUNT=1", NEW_YORK, born=born, dst_fold="first")
+    assert shown(made.after(born, 9), made.zone) == ["2026-11-01T01:00-05:00 fold"]
+
+
+def test_a_beat_whose_exceptions_end_is_one_afterwards() -> None:
+    made = rule("DTSTART:20261031T000000\nRRULE:FREQ=HOURLY\nEXRULE:FREQ=HOURLY;COUNT=9", NEW_YORK)
+    found = made.after(datetime(2026, 11, 1, 4, 30, tzinfo=UTC), 2)
+    assert shown(found, made.zone) == ["2026-11-01T01:00-04:00 fold", "2026-11-01T01:00-05:00 fold"]
 
 
 def some(dice: random.Random, *numbers: int) -> str:
