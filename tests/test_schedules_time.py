@@ -361,8 +361,10 @@ def test_a_recurrence_that_is_made_amid_a_jump_fires_as_often_as_its_count_says(
             for setting in SETTINGS:
                 seconds, count = dice.randint(-12_000, 12_000), dice.randint(1, 6)
                 born = datetime.fromisoformat(change) + timedelta(seconds=seconds)
-                given = {"born": born, "dst_gap": setting.gap, "dst_fold": setting.fold}
-                both = [rule(text + end, zone, **given) for end in ("", f";COUNT={count}")]
+                given: dict[str, Any] = {"dst_gap": setting.gap, "dst_fold": setting.fold}
+                both = [
+                    rule(text + end, zone, born=born, **given) for end in ("", f";COUNT={count}")
+                ]
                 endless, ending = [made.after(born, 100, born + HALF) for made in both]
                 counted = sorted({moment.local for moment in endless.items})[:count]
                 expected = [moment for moment in endless.items if moment.local in counted]
