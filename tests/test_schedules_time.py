@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from clockwork import Setting, changes, occurrences
+from clockwork import Setting, changes, fields, fires, occurrences
 from dateutil.rrule import rrulestr
 
 from orchestrator.schedules import zones
@@ -173,6 +173,10 @@ GOLDEN: list[tuple[str | tuple[str, ...], str, str, str, list[str]]] = [
       "2026-03-06T00:00+00:00", "2026-03-13T00:00+00:00"]),
     ("0 0 * * 0", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
     ("0 0 * * 7", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
+    ("5-5/10 8 3-3/1 JAN-JAN/2 *", "UTC", "", "2026-01-01T00:00Z",
+     ["2026-01-03T08:05+00:00", "2027-01-03T08:05+00:00"]),
+    ("0 0 * * 6-6/1", "UTC", "", "2026-01-01T00:00Z",
+     ["2026-01-03T00:00+00:00", "2026-01-10T00:00+00:00"]),
     ("0 0 * * fri-sun", "UTC", "", "2026-01-01T00:00Z",
      ["2026-01-02T00:00+00:00", "2026-01-03T00:00+00:00", "2026-01-04T00:00+00:00",
       "2026-01-09T00:00+00:00"]),
@@ -381,6 +385,32 @@ def test_a_beat_whose_exceptions_end_is_one_afterwards() -> None:
     made = rule("DTSTART:20261031T000000\nRRULE:FREQ=HOURLY\nEXRULE:FREQ=HOURLY;COUNT=9", NEW_YORK)
     found = made.after(datetime(2026, 11, 1, 4, 30, tzinfo=UTC), 2)
     assert shown(found, made.zone) == ["2026-11-01T01:00-04:00 fold", "2026-11-01T01:00-05:00 fold"]
+
+
+def any_field(dice: random.Random, low: int, high: int) -> str:
+    first = dice.randint(low, high)
+    last, step = dice.randint(first, high), dice.randint(1, high)
+    span = f"{first}-{last}"
+    listed = ",".join(str(dice.randint(low, high)) for _ in range(3))
+    return dice.choice(["*", f"*/{step}", f"{first}", span, f"{span}/{step}", f"{listed},{span}"])
+
+
+def test_any_five_fields_are_what_one_finds_by_looking_at_each_time_of_each_day() -> None:
+    dice, start = random.Random(3), datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(400):
+        times = dice.choice(["0 0", "30,45 12", "5 */8", "*/20 9-17/4"])
+        text = f"{times} {any_field(dice, 1, 31)} {any_field(dice, 1, 12)} {any_field(dice, 0, 7)}"
+        minutes, hours, *_ = fields(text)
+        days = [start + timedelta(days=day) for day in range(200)]
+        walls = [day.replace(hour=hour, minute=minute) for day in days
+                 for hour in sorted(hours) for minute in sorted(minutes)]  # fmt: skip
+        expected = [at for at in walls if at > start and fires(text, at.replace(tzinfo=None))]
+        try:
+            found = rule(text).after(start, 5000, walls[-1]).items
+        except BadRule:
+            assert not expected, text
+            continue
+        assert [moment.at for moment in found] == expected, text
 
 
 def some(dice: random.Random, *numbers: int) -> str:
