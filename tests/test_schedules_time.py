@@ -574,6 +574,9 @@ ATTACKS: list[tuple[str, str]] = [
      + ";BYYEARDAY=" + ",".join(map(str, range(1, 367))), "costs too much"),
     ("FREQ=YEARLY;BYMONTH=1,2,3,4,5,6,7,8,9,10,11,12;BYHOUR=" + ",".join(map(str, range(24)))
      + ";BYMINUTE=" + ",".join(map(str, range(60))), "times in one period"),
+    ("FREQ=DAILY;BYDAY=TU,TH;BYSETPOS=-" + ",-".join(map(str, range(2, 367))), "costs too much"),
+    ("FREQ=HOURLY;INTERVAL=97;BYMONTHDAY=15;BYSETPOS=" + ",".join(map(str, range(60, 367))),
+     "costs too much"),
     ("FREQ=DAILY;BYEASTER=0", "BYEASTER"),
     ("FREQ=DAILY;BYEASTER=99999999", "BYEASTER"),
     ("FREQ=YEARLY;BYDAY=99MO", "BYDAY"),

@@ -189,7 +189,7 @@ def _cost(line: Line, by: By) -> int:
         raise bad_expression(said, "take a smaller FREQ, such as HOURLY or MINUTELY")
     filters = sum(map(len, by.values()))
     positions = len(by.get("bysetpos", ()))
-    cost = 3 + days * (8 + filters + 4 * positions + 10 * times) // 80
+    cost = 3 + (days * (8 + filters + 4 * positions + 10 * times) + 25 * positions) // 80
     if cost > MOST_COSTLY:
         raise bad_expression("this rule costs too much: its BY lists are too long")
     return cost
