@@ -105,6 +105,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"schedule_expr": "61 * * * *", "payload": {"pipeline": [{"id": "a", "uses": "set", "if": "${1 +}"}]}},
      ["body.payload.pipeline.0.if", "body.schedule_expr"]),
     ({"timezone": "Mars/Olympus"}, ["body.timezone"]),
+    ({"schedule_kind": "event", "schedule_expr": "a.b", "timezone": "Mars/Olympus"}, ["body.timezone"]),
     ({"schedule_kind": "once", "schedule_expr": "2020-01-01T00:00"}, ["body.schedule_expr"]),
     ({"schedule_kind": "once", "schedule_expr": "noon"}, ["body.schedule_expr"]),
     ({"schedule_kind": "event", "schedule_expr": "a.b when event.x ="}, ["body.schedule_expr"]),

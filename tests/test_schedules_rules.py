@@ -444,6 +444,20 @@ async def test_nothing_fires_before_the_start_and_after_the_end(keeper: Timekeep
     assert (await keeper.look(task))["status"] == "completed"
 
 
+async def test_probes_begin_and_end_with_their_task_and_keep_their_beat(keeper: Timekeeper) -> None:
+    task = await keeper.task(
+        schedule_kind="condition", schedule_expr="every 25m when result.x > 0",
+        payload={**SET, "probe": {"uses": "set", "with": {"x": 1}}},
+        starts_at=at("01:10"), ends_at=at("02:35"))  # fmt: skip
+    for hour in range(1, 4):
+        for minute in range(0, 60, 5):
+            await keeper.tick(f"{hour}:{minute:02}")
+    assert list(await keeper.ledger(task)) == ["01:20", "01:45", "02:10", "02:35"]
+    await keeper.change(task, ends_at=None)
+    await keeper.tick("04:30")
+    assert list(await keeper.ledger(task))[4:] == ["04:15"], "those before the change were none"
+
+
 async def test_a_completed_task_goes_on_with_a_new_rule(keeper: Timekeeper) -> None:
     task = await keeper.task(schedule_kind="once", schedule_expr="2026-03-02T01:00")
     await keeper.tick("01:00")
