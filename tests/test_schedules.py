@@ -291,6 +291,16 @@ async def test_a_single_time_is_in_the_zone_of_its_task_and_may_be_a_little_late
     assert datetime.fromisoformat(late["next_run_at"]) == datetime.fromisoformat(past)
     shown = (await app.get(f"/tasks/{late['id']}/preview")).json()
     assert shown["items"] == []
+    changed = await made(app)
+    now = datetime.now(UTC)
+    said = {"schedule_kind": "once", "schedule_expr": now.isoformat()}
+    answer = await app.put(f"/tasks/{changed['id']}", json=said)
+    assert answer.status_code == 200, answer.text
+    assert datetime.fromisoformat(answer.json()["next_run_at"]) == now
+    answer = await app.put(
+        f"/tasks/{(await made(app))['id']}", json={**said, "schedule_expr": past}
+    )
+    assert (answer.status_code, places(answer)) == (422, ["body.schedule_expr"])
 
 
 async def test_a_task_is_its_callers_or_that_of_an_agent_that_exists(

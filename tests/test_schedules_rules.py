@@ -496,6 +496,32 @@ async def test_a_single_time_that_is_past_runs_at_once_within_the_grace_only(
     assert "never fires" in (await keeper.look(late))["problem"]
 
 
+async def test_a_task_that_is_changed_to_a_single_time_takes_one_within_the_grace(
+    keeper: Timekeeper,
+) -> None:
+    """What its old rule owes is owed still, and nothing of the ledger is done again."""
+
+    async def turn(text: str) -> db.Row:
+        said = {"schedule_kind": "once", "schedule_expr": f"2026-03-02T{text}"}
+        found: db.Row = await keeper.say(
+            "update", task, changes=said, instants=[at(text)], known_to="infinity")  # fmt: skip
+        return found
+
+    task = await keeper.task(catch_up="all", grace_seconds=3600)
+    await keeper.tick("01:00")
+    await keeper.go("02:10")
+    await turn("01:30")
+    await keeper.tick()
+    assert await keeper.fired(task) == ["01:00", "01:30", "02:00"]
+    assert await keeper.ledger(task) == dict.fromkeys(("01:00", "01:30", "02:00"), "fired")
+    assert (await keeper.look(task))["status"] == "completed"
+    with pytest.raises(Invalid, match="past: the task has gone on since"):
+        await turn("01:45")
+    assert (await turn("02:00"))["status"] == "completed"
+    await keeper.tick("03:00")
+    assert len(await keeper.ledger(task)) == 3
+
+
 async def test_kinds_may_change(keeper: Timekeeper) -> None:
     task = await keeper.task()
     await keeper.tick("01:00")

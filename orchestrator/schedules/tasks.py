@@ -228,7 +228,7 @@ async def _try_update(call: Call, changes: dict[str, Any], version: int | None) 
     if changes.keys() & {*RULE, "payload"}:
         now = (await call.app.pool.call_one("clock"))["clock"]
         is_new = bool(changes.keys() & set(RULE))
-        plan = await _planned(call, said, _anchor(before, said), now, is_new)
+        plan = await _planned(call, said, _anchor(before, said), now - _grace(said), is_new)
     made = await call.app.pool.call_one(
         "update_task", tenant=call.principal.tenant_id, task=call.path["task"],
         changes=Jsonb(changes), version=version or before["version"], **plan,
