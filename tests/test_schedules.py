@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +20,10 @@ from conftest import Make, Serve
 from psycopg.types.json import Jsonb
 
 from orchestrator import auth, db, scheduler, worker
-from orchestrator.schedules import tasks
+from orchestrator import expr as expressions
+from orchestrator.schedules import rules, tasks
 from orchestrator.schedules.plan import RecentPlans
+from orchestrator.schedules.rules import Rule
 
 KEY = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
 SET = {"pipeline": [{"id": "a", "uses": "set", "with": {"x": 1}}]}
@@ -243,6 +246,42 @@ async def test_rules_are_previewed_saved_or_not(app: httpx2.AsyncClient) -> None
     bad = await app.post("/tasks/preview", json={**rule, "schedule_expr": "nonsense"})
     assert (bad.status_code, places(bad)) == (422, ["body.schedule_expr"])
     assert (await app.get(f"/tasks/{saved['id']}/preview", params={"n": "201"})).status_code == 422
+
+
+async def test_no_rule_is_read_or_looked_at_on_the_event_loop(
+    app: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks, however: what takes long holds up nobody else."""
+    places: list[tuple[str, bool]] = []
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            places.append((name, threading.current_thread() is threading.main_thread()))
+            return function(*given, **named)
+
+        return call
+
+    for name in ("_compiled", "describe"):
+        monkeypatch.setattr(rules, name, watched(name, getattr(rules, name)))
+    monkeypatch.setattr(tasks, "describe", rules.describe)
+    monkeypatch.setattr(Rule, "after", watched("after", Rule.after))
+    monkeypatch.setattr(expressions, "condition", watched("condition", expressions.condition))
+    found = await made(app, schedule_expr="7 * * * *")
+    path = f"/tasks/{found['id']}"
+    unsaved = {"schedule_kind": "cron", "schedule_expr": "8 * * * *"}
+    hour = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    for request in (
+        app.put(path, json={"schedule_expr": "9 * * * *"}),
+        app.get(f"{path}/preview"),
+        app.post("/tasks/preview", json=unsaved),
+        app.post(f"{path}/backfill", json={"from": hour, "to": datetime.now(UTC).isoformat()}),
+        app.post("/tasks", json=task(schedule_kind="event", schedule_expr="a when event.payload")),
+        app.post("/tasks/bulk", json={"items": [task(schedule_expr="10 * * * *")]}),
+    ):
+        answer = await request
+        assert answer.status_code < 300, answer.text
+    assert {name for name, _ in places} == {"_compiled", "describe", "after", "condition"}
+    assert not any(is_on_loop for _, is_on_loop in places), places
 
 
 async def test_the_past_is_backfilled_and_stands_in_the_ledger(app: httpx2.AsyncClient) -> None:

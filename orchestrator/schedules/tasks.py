@@ -337,8 +337,11 @@ async def _preview_rule(call: Call) -> Instants:
 
 async def _shown(call: Call, task: dict[str, Any], asked: Any) -> Instants:
     start = asked.from_ or (await call.app.pool.call_one("clock"))["clock"]
-    moments = await asyncio.to_thread(next_after, task, start, asked.n)
-    items = [Previewed(m.at, m.local.isoformat(), m.mark) for m in moments.items]
+    return await asyncio.to_thread(_look, task, start, asked.n)
+
+
+def _look(task: dict[str, Any], start: datetime, n: int) -> Instants:
+    items = [Previewed(m.at, m.local.isoformat(), m.mark) for m in next_after(task, start, n).items]
     return Instants(items, describe(rule_of(task, start)))
 
 
