@@ -116,6 +116,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
       "payload": {**SET, "probe": {"uses": "set", "timeout": "soon"}}},
      ["body.payload.probe.timeout", "body.schedule_expr"]),
     ({"starts_at": "2026-01-02T00:00:00Z", "ends_at": "2026-01-01T00:00:00Z"}, ["body.ends_at"]),
+    ({"schedule_kind": "event", "schedule_expr": "a.b", "starts_at": "2026-01-02T00:00:00Z",
+      "ends_at": "2026-01-01T00:00:00Z"}, ["body.ends_at"]),
     ({"starts_at": "2026-01-02T00:00:00"}, ["body.starts_at"]),
     ({"max_retries": 11, "catch_up": "some", "overlap": "wait", "jitter_seconds": -1},
      ["body.catch_up", "body.jitter_seconds", "body.max_retries", "body.overlap"]),

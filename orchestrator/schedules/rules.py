@@ -304,10 +304,14 @@ def _recurrences(said: Text, begin: Begin) -> Recurrences:
     )
 
 
+def check_limits(starts_at: datetime | None, ends_at: datetime | None) -> None:
+    if starts_at and ends_at and ends_at < starts_at:
+        raise BadRule("ends_at", "the rule ends before it starts")
+
+
 def _check(rule: Rule, cadence: timedelta) -> None:
     """That it fires, isn't too frequent, and that looking ahead is cheap."""
-    if rule.starts_at and rule.ends_at and rule.ends_at < rule.starts_at:
-        raise BadRule("ends_at", "the rule ends before it starts")
+    check_limits(rule.starts_at, rule.ends_at)
     budget = Budget(AT_CREATION)
     born = rule.anchor - (LATE if rule.kind == "once" else timedelta())
     try:

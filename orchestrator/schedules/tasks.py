@@ -16,7 +16,7 @@ from ..wire import Call, Endpoint, Place, Reply, encode
 from . import zones
 from .limits import BadRule
 from .plan import RecentPlans, following, next_after, rule_of
-from .rules import describe
+from .rules import check_limits, describe
 from .shapes import (
     UNSET,
     Backfill,
@@ -58,6 +58,7 @@ def planned(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str
     """The beginning of a task's plan, as its verbs take it; nothing for a rule without times."""
     if said["schedule_kind"] not in TIMED:
         zones.zone(said["timezone"])
+        check_limits(said["starts_at"], said["ends_at"])
         return {}
     task = _timed(said, anchor)
     if task["kind"] == "once" and not next_after(task, start).items:
