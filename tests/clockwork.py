@@ -96,7 +96,8 @@ def fires(text: str, wall: datetime) -> bool:
     if wall.minute not in minute or wall.hour not in hour or wall.month not in month:
         return False
     is_day, is_weekday = wall.day in day, wall.isoweekday() % 7 in weekday
-    both_matter = len(day) < 31 and len(weekday) < 7
+    _, _, days, _, weekdays = text.split()
+    both_matter = not days.startswith("*") and not weekdays.startswith("*")  # as cron has it
     return is_day or is_weekday if both_matter else is_day and is_weekday
 
 

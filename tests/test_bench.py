@@ -68,6 +68,20 @@ def test_what_many_tasks_cost_is_measured(capsys: pytest.CaptureFixture[str]) ->
     assert crowd["planned_per_second"] > 0 and crowd["p50"] > 0
 
 
+@pytest.mark.soak
+def test_the_scheduler_keeps_its_promises_of_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a calm machine of two cores: elsewhere the figures count, not these bounds."""
+    assert bench.run(["fire_1000", "fire_single", "tasks_100k"], scale=1, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fire_1000"]["at_once"] == 1000 and said["fire_1000"]["all_within"] <= 300
+    assert said["fire_single"]["samples"] >= 60 and said["fire_single"]["p99"] <= 30
+    crowd = said["tasks_100k"]
+    assert (crowd["tasks"], crowd["due"]) == (100_000, 5_000) and crowd["p99"] <= 2000
+    assert crowd["resting_ms"] <= 2 * crowd["resting_alone_ms"] + 1
+    first, *later = crowd["memory_mb"][2:]
+    assert max(later) <= 1.1 * first, "its memory stays what it is"
+
+
 def test_a_figure_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(Misconfigured, match="drain_5p; there are enqueue_one"):
         bench.run(["drain_5p"], scale=1, as_json=True)

@@ -248,9 +248,11 @@ async def test_events_are_listed_from_the_newest_page_by_page(
 # Once, whoever publishes
 
 
+@pytest.mark.parametrize("ways", [[0], [0, 1, 2, 3]], ids=["POST", "every way"])
 async def test_every_event_of_32_publishers_fires_each_task_that_listens_exactly_once(
-    app: Running, make: Make, connect: Connect, crew: Crew, conn: db.Connection
+    app: Running, make: Make, connect: Connect, crew: Crew, conn: db.Connection, ways: list[int]
 ) -> None:
+    """By POST /events, in SQL at once, in SQL for a tick to decide, and by a step."""
     desk = Desk(conn, "default")
     tasks = {
         "exact": await desk.task("orders.new"),
@@ -263,15 +265,16 @@ async def test_every_event_of_32_publishers_fires_each_task_that_listens_exactly
     stop = asyncio.Event()
     schedulers = [asyncio.create_task(ticking(make, stop)) for _ in range(2)]
     crew.worker()
+    triggered: list[int] = []
 
     async def publisher(number: int) -> None:
-        way, mine = number % 4, None
+        way, mine = ways[number % len(ways)], None
         if way in (1, 2):
             mine = Desk(await connect(), "default")
         for n in range(number * 4, number * 4 + 4):
             event: dict[str, Any] = {"topic": "orders.new", "payload": {"n": n}}
             if way == 0:
-                await post(app, event)
+                triggered.append((await post(app, event))["triggered_tasks"])
             elif way == 3:
                 step = {"id": "e", "uses": "event.emit", "with": event}
                 await db.call_one(
@@ -289,6 +292,8 @@ async def test_every_event_of_32_publishers_fires_each_task_that_listens_exactly
     assert counts == {
         "exact": 128, "pattern": 128, "odd": 64, "other": 0, "counts": 1, "counts too": 1,
     }  # fmt: skip
+    if ways == [0]:
+        assert sum(triggered) == 128 + 128 + 64 + 2, "all of it by the publishers themselves"
     twice = "select 1 from orchestrator.occurrence group by task_id, event_id having count(*) > 1"
     assert await desk.ask(twice) == []
     runs = "select count(distinct run_id) from orchestrator.occurrence where state = 'fired'"
@@ -650,6 +655,55 @@ async def test_of_runs_that_must_not_overlap_concurrent_publishers_start_one(
         assert len(reasons) == 7 and all(str(r).startswith("overlap: ") for r in reasons)
 
 
+async def test_an_event_that_a_dedupe_window_skips_starts_nothing_and_says_so(desk: Desk) -> None:
+    windowed: dict[str, Any] = {"dedupe_key": "k", "dedupe_window_seconds": 3600}
+    tasks = [await desk.task(expr, **windowed) for expr in ("x", "x when true")]
+    assert [(await desk.publish("x"))["triggered"] for _ in range(2)] == [1, 0]
+    states = [state for task in tasks for state, _ in await desk.ledger(task)]
+    assert sorted(states) == ["fired", "skipped", "skipped", "skipped"]
+    await desk.task("x")
+    assert (await desk.publish("x"))["triggered"] == 1
+    await desk.emit("x")
+    assert await desk.tick() == 1
+
+
+async def last_run_at(desk: Desk, task: str) -> datetime | None:
+    said = (await desk.verb("task", tenant="t", task=task))["last_run_at"]
+    return datetime.fromisoformat(said) if said else None
+
+
+@pytest.mark.parametrize("dedupe", [{}, {"dedupe_key": "k", "dedupe_window_seconds": 0.001}])
+@pytest.mark.parametrize(
+    ("expr", "kind"), [("x", "event"), ("*", "event"), ("x when event.payload > 0", "event"),
+                       ("count(x) >= 1 within 1ms", "condition")],
+)  # fmt: skip
+async def test_a_task_says_when_an_event_made_it_run_last(
+    desk: Desk, clock: Clock, expr: str, kind: str, dedupe: dict[str, Any]
+) -> None:
+    start = datetime.now(UTC).replace(microsecond=0)
+    await clock.set(start)
+    task = await desk.task(expr, kind, **dedupe)
+    assert await last_run_at(desk, task) is None
+    for seconds, payload, last in ((1, 1, 1), (5, 1, 5), (5.5, 1, 5), (9, 0, 5), (10, 1, 10)):
+        await clock.set(start + timedelta(seconds=seconds))
+        await desk.publish("x" if payload or "when" in expr else "y.z", payload)
+        await clear(desk)
+        assert await last_run_at(desk, task) == start + timedelta(seconds=last), seconds
+    await desk.do("select orc.keep_partitions()")
+
+
+async def test_publishers_do_not_wait_to_say_when_a_task_ran_last(
+    desk: Desk, connect: Connect
+) -> None:
+    task = await desk.task("x")
+    other = Desk(await connect())
+    async with other.conn.transaction():
+        assert (await other.publish("x"))["triggered"] == 1
+        await desk.do("set lock_timeout = '50ms'")
+        assert (await desk.publish("x"))["triggered"] == 1
+    assert await desk.fired(task) == 2
+
+
 # Counts
 
 
@@ -849,12 +903,14 @@ async def clear(desk: Desk) -> None:
 async def test_a_condition_fires_when_it_becomes_true_and_again_after_it_was_false(
     desk: Desk, probes: Probes
 ) -> None:
-    await watch(desk)
-    found = []
+    task = await watch(desk)
+    found, ran = [], []
     for holds in (False, True, True, None, True, False, None, True, True):
         found.append(await probes.look(holds))
+        ran.append(await last_run_at(desk, task) is not None)
         await clear(desk)
     assert found == [0, 1, 0, 0, 0, 0, 0, 1, 0]
+    assert ran == [False] + [True] * 8, "a probe is no run of the task"
     assert await desk.one("select count(*) from orchestrator.event where topic like '$run%%'") == 0
 
 

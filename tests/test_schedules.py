@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +20,10 @@ from conftest import Make, Serve
 from psycopg.types.json import Jsonb
 
 from orchestrator import auth, db, scheduler, worker
-from orchestrator.schedules import tasks
+from orchestrator import expr as expressions
+from orchestrator.schedules import rules, tasks
 from orchestrator.schedules.plan import RecentPlans
+from orchestrator.schedules.rules import Rule
 
 KEY = {"Authorization": f"Bearer {auth.SYSTEM_AGENT}"}
 SET = {"pipeline": [{"id": "a", "uses": "set", "with": {"x": 1}}]}
@@ -105,6 +108,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"schedule_expr": "61 * * * *", "payload": {"pipeline": [{"id": "a", "uses": "set", "if": "${1 +}"}]}},
      ["body.payload.pipeline.0.if", "body.schedule_expr"]),
     ({"timezone": "Mars/Olympus"}, ["body.timezone"]),
+    ({"schedule_kind": "event", "schedule_expr": "a.b", "timezone": "Mars/Olympus"}, ["body.timezone"]),
     ({"schedule_kind": "once", "schedule_expr": "2020-01-01T00:00"}, ["body.schedule_expr"]),
     ({"schedule_kind": "once", "schedule_expr": "noon"}, ["body.schedule_expr"]),
     ({"schedule_kind": "event", "schedule_expr": "a.b when event.x ="}, ["body.schedule_expr"]),
@@ -112,6 +116,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
       "payload": {**SET, "probe": {"uses": "set", "timeout": "soon"}}},
      ["body.payload.probe.timeout", "body.schedule_expr"]),
     ({"starts_at": "2026-01-02T00:00:00Z", "ends_at": "2026-01-01T00:00:00Z"}, ["body.ends_at"]),
+    ({"schedule_kind": "event", "schedule_expr": "a.b", "starts_at": "2026-01-02T00:00:00Z",
+      "ends_at": "2026-01-01T00:00:00Z"}, ["body.ends_at"]),
     ({"starts_at": "2026-01-02T00:00:00"}, ["body.starts_at"]),
     ({"max_retries": 11, "catch_up": "some", "overlap": "wait", "jitter_seconds": -1},
      ["body.catch_up", "body.jitter_seconds", "body.max_retries", "body.overlap"]),
@@ -244,6 +250,42 @@ async def test_rules_are_previewed_saved_or_not(app: httpx2.AsyncClient) -> None
     assert (await app.get(f"/tasks/{saved['id']}/preview", params={"n": "201"})).status_code == 422
 
 
+async def test_no_rule_is_read_or_looked_at_on_the_event_loop(
+    app: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks, however: what takes long holds up nobody else."""
+    places: list[tuple[str, bool]] = []
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            places.append((name, threading.current_thread() is threading.main_thread()))
+            return function(*given, **named)
+
+        return call
+
+    for name in ("_compiled", "describe"):
+        monkeypatch.setattr(rules, name, watched(name, getattr(rules, name)))
+    monkeypatch.setattr(tasks, "describe", rules.describe)
+    monkeypatch.setattr(Rule, "after", watched("after", Rule.after))
+    monkeypatch.setattr(expressions, "condition", watched("condition", expressions.condition))
+    found = await made(app, schedule_expr="7 * * * *")
+    path = f"/tasks/{found['id']}"
+    unsaved = {"schedule_kind": "cron", "schedule_expr": "8 * * * *"}
+    hour = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    for request in (
+        app.put(path, json={"schedule_expr": "9 * * * *"}),
+        app.get(f"{path}/preview"),
+        app.post("/tasks/preview", json=unsaved),
+        app.post(f"{path}/backfill", json={"from": hour, "to": datetime.now(UTC).isoformat()}),
+        app.post("/tasks", json=task(schedule_kind="event", schedule_expr="a when event.payload")),
+        app.post("/tasks/bulk", json={"items": [task(schedule_expr="10 * * * *")]}),
+    ):
+        answer = await request
+        assert answer.status_code < 300, answer.text
+    assert {name for name, _ in places} == {"_compiled", "describe", "after", "condition"}
+    assert not any(is_on_loop for _, is_on_loop in places), places
+
+
 async def test_the_past_is_backfilled_and_stands_in_the_ledger(app: httpx2.AsyncClient) -> None:
     found = await made(app, schedule_expr="0 * * * *", timezone="UTC")
     place = f"/tasks/{found['id']}"
@@ -290,6 +332,16 @@ async def test_a_single_time_is_in_the_zone_of_its_task_and_may_be_a_little_late
     assert datetime.fromisoformat(late["next_run_at"]) == datetime.fromisoformat(past)
     shown = (await app.get(f"/tasks/{late['id']}/preview")).json()
     assert shown["items"] == []
+    changed = await made(app)
+    now = datetime.now(UTC)
+    said = {"schedule_kind": "once", "schedule_expr": now.isoformat()}
+    answer = await app.put(f"/tasks/{changed['id']}", json=said)
+    assert answer.status_code == 200, answer.text
+    assert datetime.fromisoformat(answer.json()["next_run_at"]) == now
+    answer = await app.put(
+        f"/tasks/{(await made(app))['id']}", json={**said, "schedule_expr": past}
+    )
+    assert (answer.status_code, places(answer)) == (422, ["body.schedule_expr"])
 
 
 async def test_a_task_is_its_callers_or_that_of_an_agent_that_exists(

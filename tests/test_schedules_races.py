@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -427,39 +428,61 @@ async def test_a_scheduler_that_is_killed_again_and_again_loses_and_doubles_noth
 async def test_what_is_said_is_so_within_a_second_and_nothing_is_started_again(
     crew: Crew, conn: db.Connection
 ) -> None:
-    """A real scheduler and a real worker; whoever says it sits in psql. Bounds have room for a busy machine."""
+    """A real scheduler and a real worker; whoever says it sits in psql. Each deed's best of three
+    rounds has to be so within a second: a busy machine may hold one up."""
     crew.process(name="scheduler")
     crew.process()
     k = Timekeeper(conn, Clock([]))
     await until(lambda: k.one("select count(*) = 1 from orc.schedulers"), within=30)
     await until(lambda: k.one("select count(*) = 1 from orc.workers"), within=30)
+    took = [await all_deeds(k) for _ in range(3)]
+    best = {deed: min(one[deed] for one in took) for deed in took[0]}
+    assert max(best.values()) < 1, f"0.01 s on a quiet machine: {best}"
 
-    async def next_run(task: str) -> Any:
-        return (await k.look(task))["next_run_at"]
+
+async def all_deeds(k: Timekeeper) -> dict[str, float]:
+    """How many seconds after it was said each deed had its effect."""
+    took: dict[str, float] = {}
+
+    async def sees(deed: str, holds: Any) -> None:
+        began = time.monotonic()
+        await until(holds, within=10)
+        took[deed] = time.monotonic() - began
+
+    async def next_run(task: str) -> str:
+        return (await k.look(task))["next_run_at"] or ""
 
     task = await k.task()
-    await until(lambda: next_run(task), within=3)
+    await sees("create", lambda: next_run(task))
     await k.change(task, schedule_expr="30 5 * * *")
-    await until(lambda: next_run(task), within=3)
-    assert "05:30" in await next_run(task)
-    soon = {
-        "schedule_kind": "once",
-        "schedule_expr": (datetime.now(UTC) + timedelta(seconds=1)).isoformat(),
-    }
+    await sees("update", lambda: is_so(next_run(task), "05:30"))
+    at = datetime.now(UTC) + timedelta(seconds=1)
+    soon = {"schedule_kind": "once", "schedule_expr": at.isoformat()}
     paused, canceled, snoozed, kept = [await k.task(**soon) for _ in range(4)]
-    await until(lambda: next_run(snoozed), within=3)
+    await until(lambda: next_run(snoozed), within=10)
     await k.say("pause", paused)
     await k.say("cancel", canceled)
     await k.say("snooze", snoozed, delay_seconds=604800)
-    await until(lambda: ran(k, kept), within=10)
+    await until(lambda: datetime.now(UTC) >= at, within=10)
+    await sees("its time", lambda: ran(k, kept))
     assert [await k.fired(t) for t in (paused, canceled)] == [[], []]
     assert [state for _, state in await k.runs_of(snoozed)] == ["scheduled"]
     await k.say("resume", paused)
-    await until(lambda: ran(k, paused), within=10)
-    run = await k.say("run", task)
-    assert (await ends(conn, str(run)))["state"] == "succeeded"
+    await sees("resume", lambda: ran(k, paused))
+    run = str(await k.say("run", task))
+    await sees("run now", lambda: has_ended(k, run))
+    assert (await ends(k.conn, run))["state"] == "succeeded"
     for one in (task, snoozed):
         await k.say("cancel", one)
+    return took
+
+
+async def is_so(found: Any, part: str) -> bool:
+    return part in await found
+
+
+async def has_ended(k: Timekeeper, run: str) -> bool:
+    return bool(await k.one("select count(*) from orchestrator.run where id = %s", run))
 
 
 async def ran(k: Timekeeper, task: str) -> bool:

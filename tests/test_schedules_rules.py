@@ -444,6 +444,20 @@ async def test_nothing_fires_before_the_start_and_after_the_end(keeper: Timekeep
     assert (await keeper.look(task))["status"] == "completed"
 
 
+async def test_probes_begin_and_end_with_their_task_and_keep_their_beat(keeper: Timekeeper) -> None:
+    task = await keeper.task(
+        schedule_kind="condition", schedule_expr="every 25m when result.x > 0",
+        payload={**SET, "probe": {"uses": "set", "with": {"x": 1}}},
+        starts_at=at("01:10"), ends_at=at("02:35"))  # fmt: skip
+    for hour in range(1, 4):
+        for minute in range(0, 60, 5):
+            await keeper.tick(f"{hour}:{minute:02}")
+    assert list(await keeper.ledger(task)) == ["01:20", "01:45", "02:10", "02:35"]
+    await keeper.change(task, ends_at=None)
+    await keeper.tick("04:30")
+    assert list(await keeper.ledger(task))[4:] == ["04:15"], "those before the change were none"
+
+
 async def test_a_completed_task_goes_on_with_a_new_rule(keeper: Timekeeper) -> None:
     task = await keeper.task(schedule_kind="once", schedule_expr="2026-03-02T01:00")
     await keeper.tick("01:00")
@@ -480,6 +494,32 @@ async def test_a_single_time_that_is_past_runs_at_once_within_the_grace_only(
     assert await keeper.ledger(early) == {"00:20": "fired"}
     assert await keeper.ledger(late) == {}
     assert "never fires" in (await keeper.look(late))["problem"]
+
+
+async def test_a_task_that_is_changed_to_a_single_time_takes_one_within_the_grace(
+    keeper: Timekeeper,
+) -> None:
+    """What its old rule owes is owed still, and nothing of the ledger is done again."""
+
+    async def turn(text: str) -> db.Row:
+        said = {"schedule_kind": "once", "schedule_expr": f"2026-03-02T{text}"}
+        found: db.Row = await keeper.say(
+            "update", task, changes=said, instants=[at(text)], known_to="infinity")  # fmt: skip
+        return found
+
+    task = await keeper.task(catch_up="all", grace_seconds=3600)
+    await keeper.tick("01:00")
+    await keeper.go("02:10")
+    await turn("01:30")
+    await keeper.tick()
+    assert await keeper.fired(task) == ["01:00", "01:30", "02:00"]
+    assert await keeper.ledger(task) == dict.fromkeys(("01:00", "01:30", "02:00"), "fired")
+    assert (await keeper.look(task))["status"] == "completed"
+    with pytest.raises(Invalid, match="past: the task has gone on since"):
+        await turn("01:45")
+    assert (await turn("02:00"))["status"] == "completed"
+    await keeper.tick("03:00")
+    assert len(await keeper.ledger(task)) == 3
 
 
 async def test_kinds_may_change(keeper: Timekeeper) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from clockwork import Setting, changes, occurrences
+from clockwork import Setting, changes, fields, fires, occurrences
 from dateutil.rrule import rrulestr
 
 from orchestrator.schedules import zones
@@ -153,6 +153,10 @@ GOLDEN: list[tuple[str | tuple[str, ...], str, str, str, list[str]]] = [
     ("DTSTART:20260101T000000\nRRULE:FREQ=MINUTELY;INTERVAL=50", NEW_YORK, "",
      "2026-03-08T01:00-05:00",
      ["2026-03-08T01:50-05:00", "2026-03-08T03:30-04:00", "2026-03-08T04:20-04:00"]),
+    ("DTSTART:20260308T010000\nRRULE:FREQ=HOURLY;COUNT=2", NEW_YORK, "", "2026-03-08T00:00-05:00",
+     ["2026-03-08T01:00-05:00", "2026-03-08T03:00-04:00"]),
+    ("DTSTART:20260307T023000\nRRULE:FREQ=DAILY;COUNT=2", NEW_YORK, "skip",
+     "2026-03-07T00:00-05:00", ["2026-03-07T02:30-05:00", "2026-03-09T02:30-04:00"]),
     ("0 1-3 * * *", NEW_YORK, "", "2026-11-01T00:00-04:00",
      ["2026-11-01T01:00-05:00 fold", "2026-11-01T02:00-05:00"]),
     ("30 * * * *", LORD_HOWE, "", "2026-04-05T00:30+11:00",
@@ -173,12 +177,20 @@ GOLDEN: list[tuple[str | tuple[str, ...], str, str, str, list[str]]] = [
       "2026-03-06T00:00+00:00", "2026-03-13T00:00+00:00"]),
     ("0 0 * * 0", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
     ("0 0 * * 7", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
+    ("5-5/10 8 3-3/1 JAN-JAN/2 *", "UTC", "", "2026-01-01T00:00Z",
+     ["2026-01-03T08:05+00:00", "2027-01-03T08:05+00:00"]),
+    ("0 0 * * 6-6/1", "UTC", "", "2026-01-01T00:00Z",
+     ["2026-01-03T00:00+00:00", "2026-01-10T00:00+00:00"]),
     ("0 0 * * fri-sun", "UTC", "", "2026-01-01T00:00Z",
      ["2026-01-02T00:00+00:00", "2026-01-03T00:00+00:00", "2026-01-04T00:00+00:00",
       "2026-01-09T00:00+00:00"]),
     ("0 9 * * 1#1", "UTC", "", "2026-01-06T00:00Z", ["2026-02-02T09:00+00:00"]),
     ("0 9 * * 5L", "UTC", "", "2026-01-01T00:00Z", ["2026-01-30T09:00+00:00"]),
     ("@weekly", "UTC", "", "2026-01-01T00:00Z", ["2026-01-04T00:00+00:00"]),
+    ("@daily", CHISINAU, "", "2026-01-01T00:00Z", ["2026-01-02T00:00+02:00"]),
+    ("@midnight", "UTC", "", "2026-01-01T00:00Z", ["2026-01-02T00:00+00:00"]),
+    ("@monthly", "UTC", "", "2026-01-01T00:00Z", ["2026-02-01T00:00+00:00"]),
+    ("@annually", "UTC", "", "2026-01-01T00:00Z", ["2027-01-01T00:00+00:00"]),
     ("@yearly", LONDON, "", "2026-02-01T00:00Z", ["2027-01-01T00:00+00:00"]),
     ("@hourly", "Asia/Kolkata", "", "2026-01-01T00:00Z", ["2026-01-01T06:00+05:30"]),
     ("5/20 8 * JAN,JUL *", "UTC", "", "2026-01-31T09:00Z",
@@ -349,6 +361,62 @@ def test_a_recurrence_that_is_made_amid_a_jump_agrees_with_cron() -> None:
                 assert both[0].after(born, 30) == both[1].after(born, 30)
 
 
+def test_a_recurrence_that_is_made_amid_a_jump_fires_as_often_as_its_count_says() -> None:
+    """What fires only by its second pass, or shifted, counts; what is past doesn't."""
+    dice = random.Random(9)
+    for zone, change in JUMPS:
+        for text in (*(one[1] for one in TEXTS[:6]), "FREQ=HOURLY", "FREQ=DAILY"):
+            for setting in SETTINGS:
+                seconds, count = dice.randint(-12_000, 12_000), dice.randint(1, 6)
+                born = datetime.fromisoformat(change) + timedelta(seconds=seconds)
+                given: dict[str, Any] = {"dst_gap": setting.gap, "dst_fold": setting.fold}
+                both = [
+                    rule(text + end, zone, born=born, **given) for end in ("", f";COUNT={count}")
+                ]
+                endless, ending = [made.after(born, 100, born + HALF) for made in both]
+                counted = sorted({moment.local for moment in endless.items})[:count]
+                expected = [moment for moment in endless.items if moment.local in counted]
+                assert [*ending.items] == expected, (text, zone, setting, born, count)
+
+
+def test_a_beat_that_its_count_ends_amid_a_fold_goes_on_until_then() -> None:
+    born = datetime(2026, 11, 1, 5, 59, 30, tzinfo=UTC)
+    made = rule("FREQ=HOURLY;BYMINUTE=0;COUNT=1", NEW_YORK, born=born, dst_fold="first")
+    assert shown(made.after(born, 9), made.zone) == ["2026-11-01T01:00-05:00 fold"]
+
+
+def test_a_beat_whose_exceptions_end_is_one_afterwards() -> None:
+    made = rule("DTSTART:20261031T000000\nRRULE:FREQ=HOURLY\nEXRULE:FREQ=HOURLY;COUNT=9", NEW_YORK)
+    found = made.after(datetime(2026, 11, 1, 4, 30, tzinfo=UTC), 2)
+    assert shown(found, made.zone) == ["2026-11-01T01:00-04:00 fold", "2026-11-01T01:00-05:00 fold"]
+
+
+def any_field(dice: random.Random, low: int, high: int) -> str:
+    first = dice.randint(low, high)
+    last, step = dice.randint(first, high), dice.randint(1, high)
+    span = f"{first}-{last}"
+    listed = ",".join(str(dice.randint(low, high)) for _ in range(3))
+    return dice.choice(["*", f"*/{step}", f"{first}", span, f"{span}/{step}", f"{listed},{span}"])
+
+
+def test_any_five_fields_are_what_one_finds_by_looking_at_each_time_of_each_day() -> None:
+    dice, start = random.Random(3), datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(400):
+        times = dice.choice(["0 0", "30,45 12", "5 */8", "*/20 9-17/4"])
+        text = f"{times} {any_field(dice, 1, 31)} {any_field(dice, 1, 12)} {any_field(dice, 0, 7)}"
+        minutes, hours, *_ = fields(text)
+        days = [start + timedelta(days=day) for day in range(200)]
+        walls = [day.replace(hour=hour, minute=minute) for day in days
+                 for hour in sorted(hours) for minute in sorted(minutes)]  # fmt: skip
+        expected = [at for at in walls if at > start and fires(text, at.replace(tzinfo=None))]
+        try:
+            found = rule(text).after(start, 5000, walls[-1]).items
+        except BadRule:
+            assert not expected, text
+            continue
+        assert [moment.at for moment in found] == expected, text
+
+
 def some(dice: random.Random, *numbers: int) -> str:
     return ",".join(map(str, dice.sample(numbers, dice.randint(1, min(4, len(numbers))))))
 
@@ -510,6 +578,9 @@ ATTACKS: list[tuple[str, str]] = [
      + ";BYYEARDAY=" + ",".join(map(str, range(1, 367))), "costs too much"),
     ("FREQ=YEARLY;BYMONTH=1,2,3,4,5,6,7,8,9,10,11,12;BYHOUR=" + ",".join(map(str, range(24)))
      + ";BYMINUTE=" + ",".join(map(str, range(60))), "times in one period"),
+    ("FREQ=DAILY;BYDAY=TU,TH;BYSETPOS=-" + ",-".join(map(str, range(2, 367))), "costs too much"),
+    ("FREQ=HOURLY;INTERVAL=97;BYMONTHDAY=15;BYSETPOS=" + ",".join(map(str, range(60, 367))),
+     "costs too much"),
     ("FREQ=DAILY;BYEASTER=0", "BYEASTER"),
     ("FREQ=DAILY;BYEASTER=99999999", "BYEASTER"),
     ("FREQ=YEARLY;BYDAY=99MO", "BYDAY"),

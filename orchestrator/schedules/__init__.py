@@ -6,7 +6,7 @@
 - zones: names of zones, and where a clock jumps
 - limits: what a rule may cost, and how a bad one is refused
 - words: a recurrence told to people
- - plan: the next instants, as plans in the database hold them
+ - plan: `next_after`, the next moments of a task of any kind, and plans as the database holds them
 - bulk: many tasks at once
  - tasks, shapes: what callers say of tasks over HTTP, and what they are answered
 """

@@ -29,6 +29,7 @@ WORDS = {
 }
 FIELDS = ("minute", "hour", "day-of-month", "month", "day-of-week")
 LARGEST_STEP = (59, 23, 31, 12, 7)
+OF_ONE = re.compile(r"\b(\w+)-\1/[0-9]+")
 UP_TO_SUNDAY = re.compile(r"\b([1-6]|MON|TUE|WED|THU|FRI|SAT)-(SUN|0)\b")
 
 
@@ -83,6 +84,7 @@ def _parse(text: str) -> CronSim:
     fields[4] = UP_TO_SUNDAY.sub(r"\1-7", fields[4])  # cronsim counts SUN as 0
     for number, field in enumerate(fields):
         _check(number, field)
+        fields[number] = OF_ONE.sub(r"\1", field)  # cronsim takes 5-5/10 for 5/10
     try:
         return CronSim(" ".join(fields), datetime(2000, 1, 1))
     except CronSimError as error:

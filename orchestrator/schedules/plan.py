@@ -1,58 +1,68 @@
-"""The next instants of a rule, as plans hold them: computed when it is made, and later on."""
+"""The next instants of a task, as plans hold them: computed when it is made, and later on."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
-from .rules import compile_rule
+from .rules import TICK, Moment, Moments, Rule, compile_rule
 
 HORIZON = timedelta(days=40)
 """None is kept for longer, except the next two: the data of time zones may change before."""
 
+NEVER = datetime.max.replace(tzinfo=UTC)
+
 RECENT = timedelta(minutes=1)
 """A plan is as good as a new one for so long, if none of its instants has come."""
+
+
+def next_after(
+    task: dict[str, Any], instant: datetime, n: int = 1, until: datetime | None = None
+) -> Moments:
+    """The next moments of a task, strictly after an instant and not after `until`: those of its
+    rule, those of its probes, or none when it goes by events. All that looks ahead asks this."""
+    if task["span"] is not None:
+        return _beats(task, instant, n, until)
+    if task["kind"] in {"event", "condition"}:
+        return Moments((), True)
+    return rule_of(task, instant).after(instant, n, until)
+
+
+def rule_of(task: dict[str, Any], instant: datetime) -> Rule:
+    """A single time may lie before its task's making, by the grace."""
+    anchor = _anchor(task)
+    return compile_rule(
+        task["kind"], task["expr"], task["zone"], dst_gap=task["dst_gap"],
+        dst_fold=task["dst_fold"], starts_at=_time(task["starts_at"]),
+        ends_at=_time(task["ends_at"]),
+        anchor=min(anchor, instant) if task["kind"] == "once" else anchor,
+    )  # fmt: skip
+
+
+def _beats(task: dict[str, Any], instant: datetime, n: int, until: datetime | None) -> Moments:
+    """Each so often since the task was made: what a probe goes by."""
+    span, anchor = timedelta(seconds=task["span"]), _anchor(task)
+    starts, ends = _time(task["starts_at"]), _time(task["ends_at"])
+    since = max(instant, starts - TICK) if starts else instant
+    first = anchor + span * max(0, (since - anchor) // span + 1)
+    limit = min(end for end in (until, ends, NEVER) if end)
+    found = [*takewhile(lambda at: at <= limit, (first + span * k for k in range(n)))]
+    ended = len(found) < n and limit == ends
+    return Moments(tuple(Moment(at, at.replace(tzinfo=None), None) for at in found), ended)
 
 
 def following(row: dict[str, Any]) -> tuple[list[datetime], datetime | str]:
     """The next instants, and up to when there are no others."""
     start, until = _time(row["known_from"]), _time(row["until_at"])
     assert start is not None
-    if row["kind"] in {"event", "condition"} and row["span"] is None:
-        return [], until or "infinity"
-    if row["span"] is not None:
-        return _beats(row, start, until)
-    rule = compile_rule(
-        row["kind"], row["expr"], row["zone"], anchor=_since(row, start), dst_gap=row["dst_gap"],
-        dst_fold=row["dst_fold"], starts_at=_time(row["starts_at"]), ends_at=_time(row["ends_at"]),
-    )  # fmt: skip
-    moments, ended = rule.after(start, row["wanted"], until)
+    moments, ended = next_after(row, start, row["wanted"], until)
     instants = [moment.at for moment in moments]
     horizon = max(start, datetime.now(UTC)) + HORIZON
     kept = instants[: max(2, sum(at <= horizon for at in instants))]
     if len(kept) < len(instants) or (len(kept) == row["wanted"] and not ended):
         return kept, kept[-1]
     return kept, until or "infinity"
-
-
-def _beats(
-    row: dict[str, Any], start: datetime, until: datetime | None
-) -> tuple[list[datetime], datetime | str]:
-    """Each so often since the task was made: what a probe goes by."""
-    span, anchor = timedelta(seconds=row["span"]), _anchor(row)
-    starts, ends = _time(row["starts_at"]) or start, _time(row["ends_at"])
-    number = max(0, (max(start, starts) - anchor) // span)
-    beats = [anchor + span * (number + n) for n in range(row["wanted"] + 1)]
-    limit = min((at for at in (until, ends) if at), default=None)
-    kept = [at for at in beats if at > start and (limit is None or at <= limit)][: row["wanted"]]
-    if limit is not None and beats[-1] > limit:
-        return kept, until or "infinity"
-    return kept, kept[-1]
-
-
-def _since(row: dict[str, Any], start: datetime) -> datetime:
-    """A single time may lie before its task's making, by the grace."""
-    return min(_anchor(row), start) if row["kind"] == "once" else _anchor(row)
 
 
 def _anchor(row: dict[str, Any]) -> datetime:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
@@ -20,6 +20,7 @@ from .limits import LAST, Budget, Step, bad_expression
 
 Frequency = Literal[0, 1, 2, 3, 4, 5]
 By = dict[str, tuple[int, ...]]
+Fires = Callable[[datetime], bool]
 MOST_AT_ONCE, MOST_COSTLY = 10_000, 3_000
 """Occurrences in one period, such as a year, and what it may cost to find them."""
 
@@ -47,7 +48,6 @@ class Begin(NamedTuple):
 
     phase: datetime  # of INTERVAL, and what the rule leaves open
     first: datetime  # nothing is proposed before
-    counted: datetime  # nothing is counted before
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Recurrence:
     until: datetime
 
     @classmethod
-    def of(cls, line: Line, begin: Begin, budget: Budget) -> Recurrence:
+    def of(cls, line: Line, begin: Begin) -> Recurrence:
         start = begin.phase
         written = line
         line, explicit = _explicit(line, start)
@@ -73,11 +73,14 @@ class Recurrence:
         line, base = _one_month(line, by, _base(line, start))
         given = {**by, "wkst": line.week_start, "byweekday": _days(line)}
         until = min(line.until or LAST, LAST)
-        made = cls(written, start, line, begin.first, base, explicit, given, _cost(line, by), until)
-        if line.count is None:
-            return made
-        times = list(islice(made.proposals(begin.counted, budget), line.count))
-        return replace(made, until=times[-1]) if len(times) == line.count else made
+        return cls(written, start, line, begin.first, base, explicit, given, _cost(line, by), until)
+
+    def counted(self, first: datetime, fires: Fires, budget: Budget) -> Recurrence:
+        """It ends with its COUNT: of the wall times from `first` on, those that fire."""
+        if self.line.count is None:
+            return self
+        times = list(islice(filter(fires, self.proposals(first, budget)), self.line.count))
+        return replace(self, until=times[-1]) if len(times) == self.line.count else self
 
     def proposals(self, start: datetime, budget: Budget) -> Iterator[datetime]:
         start, until = max(start, self.start), self.until
@@ -186,7 +189,7 @@ def _cost(line: Line, by: By) -> int:
         raise bad_expression(said, "take a smaller FREQ, such as HOURLY or MINUTELY")
     filters = sum(map(len, by.values()))
     positions = len(by.get("bysetpos", ()))
-    cost = 3 + days * (8 + filters + 4 * positions + 10 * times) // 80
+    cost = 3 + (days * (8 + filters + 4 * positions + 10 * times) + 25 * positions) // 80
     if cost > MOST_COSTLY:
         raise bad_expression("this rule costs too much: its BY lists are too long")
     return cost
@@ -216,6 +219,13 @@ class Recurrences:
     not_lines: tuple[Recurrence, ...]
     not_times: frozenset[datetime]
     not_days: frozenset[date]
+
+    def counted(self, first: datetime, fires: Fires, budget: Budget) -> Recurrences:
+        def ended(line: Recurrence | Times) -> Recurrence | Times:
+            return line.counted(first, fires, budget) if isinstance(line, Recurrence) else line
+
+        not_lines = tuple(line.counted(first, fires, budget) for line in self.not_lines)
+        return replace(self, lines=tuple(map(ended, self.lines)), not_lines=not_lines)
 
     def proposals(self, start: datetime, budget: Budget) -> Iterator[datetime]:
         if len(self.lines) == 1 and not (self.not_lines or self.not_times or self.not_days):

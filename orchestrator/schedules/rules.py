@@ -78,6 +78,7 @@ class Rule:
     ends_at: datetime | None
     source: Source
     since: datetime  # nothing fires before
+    endless: Source | None = None  # before COUNT ends it: a beat that ends is one, too
 
     def after(self, instant: datetime, n: int, until: datetime | None = None) -> Moments:
         """Up to `n` moments strictly after `instant` and not after `until`.
@@ -130,9 +131,20 @@ class Rule:
         while waiting:
             yield Moment(*heappop(waiting))
 
+    def _fires(self, local: datetime, budget: Budget) -> bool:
+        """Whether this wall time comes, or comes again, after the rule was made."""
+        offset = zones.offset(local, self.zone)
+        if offset == zones.offset(local, self.zone, fold=1):
+            return local - offset > self.since
+        jump = zones.jump(local, self.zone)
+        places = self._places(local, jump, self._is_beat(jump, budget))
+        return any(at > self.since for at in places)
+
     def _is_beat(self, jump: Jump, budget: Budget) -> bool:
+        source = self.endless or self.source
+
         def fires(start: datetime, end: datetime) -> bool:
-            return next(self.source.proposals(start, budget), end) < end
+            return next(source.proposals(start, budget), end) < end
 
         before, after = jump.start - jump.size, jump.end + jump.size
         return fires(before, jump.start) and fires(jump.end, after)
@@ -261,33 +273,45 @@ def _recurring(rule: Rule) -> Rule:
     said = read(rule.expr, rule.zone)
     rule = replace(rule, zone=said.zone)
     if said.start:
-        return replace(rule, source=_recurrences(said, Begin(said.start, said.start, said.start)))
-    now = zones.wall(rule.anchor, said.zone)
-    minute = now.replace(second=0, microsecond=0)
-    begin = Begin(minute, now - LONGEST_JUMP, now + TICK)
-    return replace(rule, source=_recurrences(said, begin), since=_naive(rule.anchor))
+        return _counted(rule, said, Begin(said.start, said.start), said.start)
+    now, since = zones.wall(rule.anchor, said.zone), _naive(rule.anchor)
+    begin = Begin(now.replace(second=0, microsecond=0), now - LONGEST_JUMP)
+    first = now - zones.largest_jump_near(since, said.zone)
+    return _counted(replace(rule, since=since), said, begin, first)
 
 
 _READERS = {"cron": _cron, "rrule": _recurring, "once": _once}
 
 
-def _recurrences(said: Text, begin: Begin) -> Recurrences:
+def _counted(rule: Rule, said: Text, begin: Begin, first: datetime) -> Rule:
+    """COUNT counts wall times that fire after the making, be it for the second time or shifted."""
     budget = Budget(AT_CREATION)
     try:
-        lines = [Recurrence.of(line, begin, budget) for line in said.lines]
-        not_lines = [Recurrence.of(line, begin, budget) for line in said.not_lines]
-        times = [Times(tuple(sorted(set(said.times))))] if said.times else []
+        source = _recurrences(said, begin)
+        endless = replace(rule, source=source)
+        ended = source.counted(first, lambda local: endless._fires(local, budget), budget)
     except ValueError as error:  # of dateutil
         raise bad_expression("this rule never fires: its parts exclude each other") from error
+    return replace(rule, source=ended, endless=replace(ended, lines=source.lines))
+
+
+def _recurrences(said: Text, begin: Begin) -> Recurrences:
+    lines = [Recurrence.of(line, begin) for line in said.lines]
+    not_lines = tuple(Recurrence.of(line, begin) for line in said.not_lines)
+    times = [Times(tuple(sorted(set(said.times))))] if said.times else []
     return Recurrences(
-        (*lines, *times), tuple(not_lines), frozenset(said.not_times), frozenset(said.not_days)
+        (*lines, *times), not_lines, frozenset(said.not_times), frozenset(said.not_days)
     )
+
+
+def check_limits(starts_at: datetime | None, ends_at: datetime | None) -> None:
+    if starts_at and ends_at and ends_at < starts_at:
+        raise BadRule("ends_at", "the rule ends before it starts")
 
 
 def _check(rule: Rule, cadence: timedelta) -> None:
     """That it fires, isn't too frequent, and that looking ahead is cheap."""
-    if rule.starts_at and rule.ends_at and rule.ends_at < rule.starts_at:
-        raise BadRule("ends_at", "the rule ends before it starts")
+    check_limits(rule.starts_at, rule.ends_at)
     budget = Budget(AT_CREATION)
     born = rule.anchor - (LATE if rule.kind == "once" else timedelta())
     try:

@@ -13,9 +13,10 @@ from psycopg.types.json import Jsonb
 
 from ..errors import Conflict, Malformed, NotAllowed, Problem, Stale, Unavailable
 from ..wire import Call, Endpoint, Place, Reply, encode
+from . import zones
 from .limits import BadRule
-from .plan import RecentPlans, following
-from .rules import Rule, compile_rule, describe
+from .plan import RecentPlans, following, next_after, rule_of
+from .rules import check_limits, describe
 from .shapes import (
     UNSET,
     Backfill,
@@ -43,27 +44,26 @@ RULE = ("schedule_kind", "schedule_expr", "timezone", "dst_gap", "dst_fold", "st
 TIMED = ("cron", "rrule", "once")
 
 
-def _rule(said: dict[str, Any], anchor: datetime) -> Rule:
-    return compile_rule(
-        said["schedule_kind"], said["schedule_expr"], said["timezone"], anchor=anchor,
-        dst_gap=said["dst_gap"], dst_fold=said["dst_fold"], starts_at=said["starts_at"],
-        ends_at=said["ends_at"],
-    )  # fmt: skip
+def _timed(said: dict[str, Any], anchor: datetime) -> dict[str, Any]:
+    """A task as `next_after` takes it."""
+    return {
+        **{name: _text(said[name]) for name in ("starts_at", "ends_at")},
+        "kind": said["schedule_kind"], "expr": said["schedule_expr"], "zone": said["timezone"],
+        "dst_gap": said["dst_gap"], "dst_fold": said["dst_fold"], "anchor": anchor.isoformat(),
+        "span": None,
+    }  # fmt: skip
 
 
 def planned(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str, Any]:
     """The beginning of a task's plan, as its verbs take it; nothing for a rule without times."""
     if said["schedule_kind"] not in TIMED:
+        zones.zone(said["timezone"])
+        check_limits(said["starts_at"], said["ends_at"])
         return {}
-    rule = _rule(said, anchor)
-    if said["schedule_kind"] == "once" and not rule.after(start, 1).items:
+    task = _timed(said, anchor)
+    if task["kind"] == "once" and not next_after(task, start).items:
         raise BadRule("schedule_expr", "this time is past", "give a time to come, or grace_seconds")
-    row = {
-        **{name: _text(said[name]) for name in ("starts_at", "ends_at")},
-        "kind": said["schedule_kind"], "expr": said["schedule_expr"], "zone": said["timezone"],
-        "dst_gap": said["dst_gap"], "dst_fold": said["dst_fold"], "anchor": anchor.isoformat(),
-        "known_from": start.isoformat(), "until_at": None, "span": None, "wanted": 16,
-    }  # fmt: skip
+    row = {**task, "known_from": start.isoformat(), "until_at": None, "wanted": 16}
     instants, known_to = following(row)
     return {"instants": instants, "known_to": known_to}
 
@@ -248,7 +248,7 @@ async def _try_update(call: Call, changes: dict[str, Any], version: int | None) 
     if changes.keys() & {*RULE, "payload"}:
         now = (await call.app.pool.call_one("clock"))["clock"]
         is_new = bool(changes.keys() & set(RULE))
-        plan = await _planned(call, said, _anchor(before, said), now, is_new)
+        plan = await _planned(call, said, _anchor(before, said), now - _grace(said), is_new)
     made = await call.app.pool.call_one(
         "update_task", tenant=call.principal.tenant_id, task=call.path["task"],
         changes=Jsonb(changes), version=version or before["version"], **plan,
@@ -322,20 +322,20 @@ def _place(field: str, text: str) -> Place:
     return {"loc": ["body", field], "msg": text, "type": "value"}
 
 
-async def _saved_rule(call: Call) -> Rule:
+async def _saved(call: Call) -> dict[str, Any]:
     task = await _read(call)
     if task["schedule_kind"] not in TIMED:
         text = "The task has no times: it goes by events, or by a probe"
         raise Problem(text, kind=Conflict)
-    return await asyncio.to_thread(_rule, _with_times(task), _anchor(task, task))
+    return _timed(_with_times(task), _anchor(task, task))
 
 
 async def _backfill(call: Call) -> Backfilled:
     assert call.principal is not None
-    said, rule = call.body, await _saved_rule(call)
+    said, task = call.body, await _saved(call)
     until = said.to + timedelta(microseconds=1)
     before = said.from_ - timedelta(microseconds=1)
-    moments = await asyncio.to_thread(rule.after, before, 1001, until)
+    moments = await asyncio.to_thread(next_after, task, before, 1001, until)
     if len(moments.items) > 1000:
         text = "more than 1000 instants: take a shorter time"
         raise Malformed(text, detail=[_place("to", text)])
@@ -347,20 +347,22 @@ async def _backfill(call: Call) -> Backfilled:
 
 
 async def _preview(call: Call) -> Instants:
-    return await _shown(call, await _saved_rule(call), call.query)
+    return await _shown(call, await _saved(call), call.query)
 
 
 async def _preview_rule(call: Call) -> Instants:
     now = (await call.app.pool.call_one("clock"))["clock"]
-    rule = await asyncio.to_thread(_rule, msgspec.structs.asdict(call.body), now)
-    return await _shown(call, rule, call.body)
+    return await _shown(call, _timed(msgspec.structs.asdict(call.body), now), call.body)
 
 
-async def _shown(call: Call, rule: Rule, asked: Any) -> Instants:
+async def _shown(call: Call, task: dict[str, Any], asked: Any) -> Instants:
     start = asked.from_ or (await call.app.pool.call_one("clock"))["clock"]
-    moments = await asyncio.to_thread(rule.after, start, asked.n)
-    items = [Previewed(m.at, m.local.isoformat(), m.mark) for m in moments.items]
-    return Instants(items, describe(rule))
+    return await asyncio.to_thread(_look, task, start, asked.n)
+
+
+def _look(task: dict[str, Any], start: datetime, n: int) -> Instants:
+    items = [Previewed(m.at, m.local.isoformat(), m.mark) for m in next_after(task, start, n).items]
+    return Instants(items, describe(rule_of(task, start)))
 
 
 TASK = "/tasks/{task:uuid}"

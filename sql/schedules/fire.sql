@@ -123,9 +123,19 @@ language sql as $$
 $$;
 comment on function orc._make_keys(jsonb) is 'Makes the concurrency keys of runs that are about to be made.';
 
+-- Publishers of many events don't queue up here: one notes it for those of the same second.
+create function orc._note_run(tenant text, task uuid, at timestamptz) returns void
+language sql as $$
+  update orchestrator.plan p set last_at = $3
+  where p.ctid = (select l.ctid from orchestrator.plan l
+                  where l.tenant_id = $1 and l.task_id = $2 and (l.last_at is null or l.last_at < $3 - interval '1 second')
+                  for update skip locked)
+$$;
+comment on function orc._note_run(text, uuid, timestamptz) is 'Notes when an event made a run of a task: to a second.';
+
 -- A run that may meet others, by a dedupe key with a window or by its pipeline's concurrency: it goes through
 -- enqueue, and may be one that stands already.
-create function orc._start_meeting(t orchestrator.task, f record) returns void
+create function orc._start_meeting(t orchestrator.task, f record) returns boolean
 language plpgsql as $$
 declare
   v_made record;
@@ -139,18 +149,21 @@ begin
   set run_id = v_made.run_id, state = case v_made.decision when 'created' then o.state else 'skipped' end,
       reason = case v_made.decision when 'created' then o.reason else concat_ws(': ', 'duplicate', v_made.reason) end
   where o.tenant_id = t.tenant_id and o.id = f.occurrence;
-  if v_made.decision = 'created' then
-    perform orc._belongs_to(t.tenant_id, v_made.run_id, t.id, f.event, f.nominal);
+  if v_made.decision <> 'created' then
+    return false;
   end if;
+  perform orc._belongs_to(t.tenant_id, v_made.run_id, t.id, f.event, f.nominal);
+  perform orc._note_run(t.tenant_id, t.id, f.nominal) where f.event is not null;
+  return true;
 end $$;
-comment on function orc._start_meeting(orchestrator.task, record) is 'Makes a run of a task, unless another one stands for its key.';
+comment on function orc._start_meeting(orchestrator.task, record) is 'Makes a run of a task, unless another one stands for its key; answers whether it did.';
 
 create function orc._start_runs(firings jsonb) returns integer
 language plpgsql as $$
 declare
   v_now constant timestamptz := orchestrator.now();
   v_started integer;
-  v_listed text[];
+  v_noted text[];
   v_them jsonb;
   f record;
 begin
@@ -175,14 +188,18 @@ begin
            case when s.due > v_now or s.key is not null then 'scheduled' else 'ready' end, s.queue,
            case when s.probes then 'probe' else 'task' end, (s.task_row).backoff, s.key, (s.task_row).labels
     from starting s where not s.meets)
-  select count(*), jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', nominal, 'event', event, 'due', due, 'occurrence', occurrence)
-                             order by nominal) filter (where meets),
+  select count(*) filter (where not meets),
+         jsonb_agg(jsonb_build_object('tenant', tenant, 'task', task, 'nominal', nominal, 'event', event, 'due', due, 'occurrence', occurrence)
+                   order by nominal) filter (where meets),
          (select array_agg(orc._list_lane(l.tenant, l.queue, l.priority)::text || orc._hint(l.queue)::text)
           from (select distinct tenant, queue, priority from starting) as l)
-  into v_started, v_them, v_listed from starting;
+         || (select array_agg(orc._note_run(n.tenant, n.task, n.at)::text)
+             from (select tenant, task, max(nominal) as at from starting where event is not null and not meets group by 1, 2) as n)
+  into v_started, v_them, v_noted from starting;
   for f in select * from jsonb_to_recordset(v_them) as d(tenant text, task uuid, nominal timestamptz, event uuid, due timestamptz, occurrence uuid)
   loop
-    perform orc._start_meeting(t, f) from orchestrator.task t where t.tenant_id = f.tenant and t.id = f.task;
+    v_started := v_started + (
+      select orc._start_meeting(t, f)::integer from orchestrator.task t where t.tenant_id = f.tenant and t.id = f.task);
   end loop;
   return v_started;
 end $$;
@@ -261,7 +278,8 @@ begin
     group by u.tenant, u.task),
   moved as (
     update orchestrator.plan p
-    set upcoming = p.upcoming[f.count + 1:], through = coalesce(f.through, p.through), last_at = coalesce(f.fired, p.last_at),
+    set upcoming = p.upcoming[f.count + 1:], through = coalesce(f.through, p.through),
+        last_at = case when (i.it).kind = 'condition' then p.last_at else coalesce(f.fired, p.last_at) end,  -- a probe is no run of it
         problem = case when orc._is_stuck(p.problem) then p.problem end,
         next_at = orc._alarm(i.it, p.upcoming[f.count + 1:], f.is_kept),
         wants_more = orc._wants_more(i.it, p.upcoming[f.count + 1:], p.known_to,

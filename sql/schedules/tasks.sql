@@ -175,12 +175,18 @@ end $$;
 comment on function orc._set_first_rule(orchestrator.task, orchestrator.rule, timestamptz[], timestamptz) is 'Gives a new task its rule and its plan.';
 
 -- The rule in force from now on. Instants that the old one still owes stay in the plan, and are computed up to now
--- unless that can't be done.
+-- unless that can't be done. A single time may lie before now by the grace, but not before what the ledger has.
 create function orc._set_rule(r orchestrator.rule, instants timestamptz[], known_to timestamptz) returns void
 language plpgsql as $$
 declare
+  v_since constant timestamptz := r.from_at - (
+    select t.grace from orchestrator.task t where t.tenant_id = r.tenant_id and t.id = r.task_id and r.kind = 'once');
   v_is_planned boolean;
 begin
+  if r.kind = 'once' and cardinality(instants) > 0 and exists (
+      select from orchestrator.plan p where p.tenant_id = r.tenant_id and p.task_id = r.task_id and p.through > all (instants)) then
+    perform orc._invalid('This time is past: the task has gone on since', 'schedule_expr', 'give a time to come');
+  end if;
   update orchestrator.rule o set until_at = r.from_at
   where o.tenant_id = r.tenant_id and o.task_id = r.task_id and o.until_at is null;
   v_is_planned := orc._write_rule(r);
@@ -191,8 +197,9 @@ begin
   where p.tenant_id = r.tenant_id and p.task_id = r.task_id;
   update orchestrator.plan p
   set known_to = case when v_is_planned then coalesce(_set_rule.known_to, p.known_to) else 'infinity' end,
-      upcoming = p.upcoming || case when v_is_planned then array(select i from unnest(instants) as i where i > r.from_at order by i)
-                                    else '{}' end
+      upcoming = array(
+        select i from unnest(p.upcoming) as i
+        union select i from unnest(instants) as i where v_is_planned and i > coalesce(v_since, r.from_at) and i > p.through order by i)
   where p.tenant_id = r.tenant_id and p.task_id = r.task_id and p.revision = r.revision and p.known_to = r.from_at;
   perform orc._set_alarms(array[r.tenant_id], array[r.task_id]);
   perform orc._wake_scheduler(r.tenant_id, r.task_id);
