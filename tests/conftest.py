@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -59,6 +61,24 @@ def scratch() -> str:
 
 
 SCRATCH = scratch()
+
+# Below those that the system gives to whoever asks for any, and for each run of tests others.
+PORTS = itertools.cycle(range(10_000, 32_000))
+next(itertools.islice(PORTS, os.getpid() * 997 % 22_000, None))
+
+
+def free_port() -> int:
+    """For a process that is to listen there: nobody else gets it between now and then."""
+    for port in PORTS:
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")
+
+
+@pytest.fixture
+def free_tcp_port() -> int:
+    return free_port()
 
 
 @contextmanager
