@@ -532,7 +532,7 @@ async def test_a_scheduler_brings_events_to_runs_as_they_are_published(
         run = await enqueue(conn, {"id": "w", "wait": {"event": {"topic": "paid"}}})
         await until(lambda: work.ask("select from orc.waiting where waiting_for is not null"))
         await work.verb("emit_event", tenant="t", topic="paid")
-        await ends(conn, run, within=2)
+        await ends(conn, run, within=10)
 
 
 # Verbs
