@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ Serve = Callable[..., Awaitable[Running]]
 @pytest.fixture
 async def serve(make: Make) -> AsyncIterator[Serve]:
     """Starts APIs on free ports: `await serve(endpoints=…, body_timeout=1)`."""
-    ends: list[Callable[[], Awaitable[None]]] = []
+    ends = AsyncExitStack()
 
     async def start(endpoints: list[Endpoint] = http.ENDPOINTS, **changes: Any) -> Running:
         config = make.config(**changes)
@@ -280,12 +280,11 @@ async def serve(make: Make) -> AsyncIterator[Serve]:
             with suppress(asyncio.CancelledError):
                 await task
 
-        ends.append(end)
+        ends.push_async_callback(end)
         return Running(url=url, port=port, api=api, client=client)
 
-    yield start
-    for end in ends:
-        await end()
+    async with ends:
+        yield start
 
 
 class Proxy:
@@ -312,13 +311,17 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
+        self.keep(asyncio.current_task())
         await self.open.wait()
         there, back = await asyncio.open_connection(*self.target)
         self.writers.append(back)
         for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self.pump(source, sink))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.keep(asyncio.create_task(self.pump(source, sink)))
+
+    def keep(self, task: asyncio.Task[None] | None) -> None:
+        assert task is not None
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -329,14 +332,17 @@ class Proxy:
             sink.close()
 
     async def stop(self) -> None:
+        """Whoever waits for the network opens nothing any more."""
         self.server.close()
-        self.mend()
+        while self.tasks:
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.wait(self.tasks)
         for writer in self.writers:
             writer.transport.abort()
         for writer in self.writers:
             with suppress(ConnectionError):
                 await writer.wait_closed()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class Proxied(msgspec.Struct):

@@ -154,8 +154,12 @@ async def logs(process: subprocess.Popen[bytes], action: str) -> dict[str, Any]:
 
 
 def queued(who: int | str = "thread-self") -> float:
-    """The seconds that a process (or who asks) was ready to run, and the processors ran others."""
-    return int(Path(f"/proc/{who}/schedstat").read_text().split()[1]) / 1e9
+    """The seconds that a process (or who asks) was ready to run, and the processors ran others.
+    None, where the system doesn't count them."""
+    try:
+        return int(Path(f"/proc/{who}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def own_clock() -> float:
