@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -427,7 +428,7 @@ async def test_a_scheduler_that_is_killed_again_and_again_loses_and_doubles_noth
 async def test_what_is_said_is_so_within_a_second_and_nothing_is_started_again(
     crew: Crew, conn: db.Connection
 ) -> None:
-    """A real scheduler and a real worker; whoever says it sits in psql. Bounds have room for a busy machine."""
+    """A real scheduler and a real worker; whoever says it sits in psql. One of some tries must be so soon, as others use this machine."""
     crew.process(name="scheduler")
     crew.process()
     k = Timekeeper(conn, Clock([]))
@@ -437,17 +438,32 @@ async def test_what_is_said_is_so_within_a_second_and_nothing_is_started_again(
     async def next_run(task: str) -> Any:
         return (await k.look(task))["next_run_at"]
 
-    task = await k.task()
-    await until(lambda: next_run(task), within=5)
-    await k.change(task, schedule_expr="30 5 * * *")
-    await until(lambda: next_run(task), within=5)
-    assert "05:30" in await next_run(task)
+    async def planned(task: str) -> float:
+        began = time.monotonic()
+        await until(lambda: next_run(task))
+        return time.monotonic() - began
+
+    tasks: list[str] = []
+    exprs: list[str] = []
+
+    async def make() -> str:
+        tasks.append(await k.task())
+        return tasks[-1]
+
+    async def change() -> str:
+        exprs.append(f"{len(exprs)} 5 * * *")
+        await k.change(tasks[-1], schedule_expr=exprs[-1])
+        return tasks[-1]
+
+    assert await soonest(make, planned) < 1
+    assert await soonest(change, planned) < 1
+    assert f"05:0{len(exprs) - 1}" in await next_run(tasks[-1])
     soon = {
         "schedule_kind": "once",
         "schedule_expr": (datetime.now(UTC) + timedelta(seconds=3)).isoformat(),
     }
     paused, canceled, snoozed, kept = [await k.task(**soon) for _ in range(4)]
-    await until(lambda: next_run(snoozed), within=5)
+    await planned(snoozed)
     await k.say("pause", paused)
     await k.say("cancel", canceled)
     await k.say("snooze", snoozed, delay_seconds=604800)
@@ -456,10 +472,19 @@ async def test_what_is_said_is_so_within_a_second_and_nothing_is_started_again(
     assert [state for _, state in await k.runs_of(snoozed)] == ["scheduled"]
     await k.say("resume", paused)
     await until(lambda: ran(k, paused), within=30)
-    run = await k.say("run", task)
+    run = await k.say("run", tasks[-1])
     assert (await ends(conn, str(run)))["state"] == "succeeded"
-    for one in (task, snoozed):
+    for one in (*tasks, snoozed):
         await k.say("cancel", one)
+
+
+async def soonest(
+    say: Callable[[], Awaitable[str]], seconds: Callable[[str], Awaitable[float]]
+) -> float:
+    took = [await seconds(await say())]
+    while took[-1] >= 1 and len(took) < 10:
+        took.append(await seconds(await say()))
+    return took[-1]
 
 
 async def ran(k: Timekeeper, task: str) -> bool:
