@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -22,13 +24,14 @@ import httpx2
 import msgspec
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql.executors.noop import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from orchestrator import api as http
-from orchestrator import db, devpg, httpd, schema
+from orchestrator import db, devpg, httpd, schema, telemetry
 from orchestrator.config import Config
 from orchestrator.wire import Endpoint
 
@@ -40,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """In a shell's background Ctrl-C is ignored, and what tests start would ignore it, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "soak: long; runs with --soak only")
     config.addinivalue_line("markers", "breaks: breaks an invariant on purpose")
 
@@ -211,6 +217,16 @@ async def connect(database: str) -> AsyncIterator[Connect]:
 @pytest.fixture
 async def conn(connect: Connect) -> db.Connection:
     return await connect()
+
+
+@pytest.fixture
+def own_logs() -> Iterator[None]:
+    """For a test that says where lines go: afterwards they go where they went before."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, telemetry._process, telemetry._least
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level, telemetry._process, telemetry._least = before
 
 
 class Clock:

@@ -559,7 +559,7 @@ def leaks(text: str) -> list[str]:
 
 
 async def test_canaries_are_nowhere_after_pipelines_that_do_their_worst(
-    crew: Crew, conn: db.Connection, capfd: pytest.CaptureFixture[str]
+    crew: Crew, conn: db.Connection, capfd: pytest.CaptureFixture[str], own_logs: None
 ) -> None:
     telemetry.setup("worker", "debug", "json")
     ways = canaries()
