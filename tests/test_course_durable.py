@@ -65,7 +65,7 @@ async def wake(conn: db.Connection, run: str) -> None:
 # Sleep
 
 
-@pytest.mark.parametrize("wait", [{"for": "300ms"}, {"until": "${now+1s}"}])
+@pytest.mark.parametrize("wait", [{"for": "900ms"}, {"until": "${now+1s}"}])
 async def test_a_run_that_sleeps_holds_no_worker_and_goes_on_when_its_time_has_come(
     crew: Crew, conn: db.Connection, tool: Tool, wait: dict[str, str]
 ) -> None:
@@ -75,7 +75,7 @@ async def test_a_run_that_sleeps_holds_no_worker_and_goes_on_when_its_time_has_c
     await until(lambda: is_in(conn, id, "waiting"))
     assert (tool.calls, worker.hands.running) == (["a"], {})
     row = await ends(conn, id)
-    assert time.time() - made_at > (0.3 if "for" in wait else 0.99)
+    assert time.time() - made_at > (0.9 if "for" in wait else 0.99)
     assert (row["output"]["b"], tool.calls) == (1, ["a", "b"])
     assert (row["attempt"], row["state"]) == (1, "succeeded")
 
