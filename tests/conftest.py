@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
+import logging
 import os
 import shutil
+import signal
+import socket
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,13 +24,14 @@ import httpx2
 import msgspec
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql.executors.noop import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from orchestrator import api as http
-from orchestrator import db, devpg, httpd, schema
+from orchestrator import db, devpg, httpd, schema, telemetry
 from orchestrator.config import Config
 from orchestrator.wire import Endpoint
 
@@ -35,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """In a shell's background Ctrl-C is ignored, and what tests start would ignore it, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "soak: long; runs with --soak only")
     config.addinivalue_line("markers", "breaks: breaks an invariant on purpose")
 
@@ -44,6 +55,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="long: bin/test --soak runs it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test that failed has left open doesn't fail the next one, too."""
+    failed = item.session.testsfailed
+    result = yield
+    if item.session.testsfailed > failed:
+        for name in {"last_exc", "last_value", "last_traceback"} & vars(sys).keys():
+            delattr(sys, name)
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +83,24 @@ def scratch() -> str:
 
 
 SCRATCH = scratch()
+
+# Below those that the system gives to whoever asks for any, and for each run of tests others.
+PORTS = itertools.cycle(range(10_000, 32_000))
+next(itertools.islice(PORTS, os.getpid() * 997 % 22_000, None))
+
+
+def free_port() -> int:
+    """For a process that is to listen there: nobody else gets it between now and then."""
+    for port in PORTS:
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")
+
+
+@pytest.fixture
+def free_tcp_port() -> int:
+    return free_port()
 
 
 @contextmanager
@@ -177,6 +219,16 @@ async def conn(connect: Connect) -> db.Connection:
     return await connect()
 
 
+@pytest.fixture
+def own_logs() -> Iterator[None]:
+    """For a test that says where lines go: afterwards they go where they went before."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, telemetry._process, telemetry._least
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level, telemetry._process, telemetry._least = before
+
+
 class Clock:
     """The database's time, for this test's sessions."""
 
@@ -238,7 +290,7 @@ Serve = Callable[..., Awaitable[Running]]
 @pytest.fixture
 async def serve(make: Make) -> AsyncIterator[Serve]:
     """Starts APIs on free ports: `await serve(endpoints=…, body_timeout=1)`."""
-    ends: list[Callable[[], Awaitable[None]]] = []
+    ends = AsyncExitStack()
 
     async def start(endpoints: list[Endpoint] = http.ENDPOINTS, **changes: Any) -> Running:
         config = make.config(**changes)
@@ -260,12 +312,11 @@ async def serve(make: Make) -> AsyncIterator[Serve]:
             with suppress(asyncio.CancelledError):
                 await task
 
-        ends.append(end)
+        ends.push_async_callback(end)
         return Running(url=url, port=port, api=api, client=client)
 
-    yield start
-    for end in ends:
-        await end()
+    async with ends:
+        yield start
 
 
 class Proxy:
@@ -292,13 +343,17 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
+        self.keep(asyncio.current_task())
         await self.open.wait()
         there, back = await asyncio.open_connection(*self.target)
         self.writers.append(back)
         for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self.pump(source, sink))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.keep(asyncio.create_task(self.pump(source, sink)))
+
+    def keep(self, task: asyncio.Task[None] | None) -> None:
+        assert task is not None
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -309,14 +364,17 @@ class Proxy:
             sink.close()
 
     async def stop(self) -> None:
+        """Whoever waits for the network opens nothing any more."""
         self.server.close()
-        self.mend()
+        while self.tasks:
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.wait(self.tasks)
         for writer in self.writers:
             writer.transport.abort()
         for writer in self.writers:
             with suppress(ConnectionError):
                 await writer.wait_closed()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class Proxied(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from orchestrator.steps import Kind, builtins
 from orchestrator.worker import Options, Worker
 
 TESTS = Path(__file__).parent
+PATIENCE = 60.0
+"""With what has no bound of its own: it only says when a test that hangs is given up."""
 
 
 async def enqueue(conn: db.Connection, *steps: dict[str, Any], **options: Any) -> str:
@@ -54,7 +57,7 @@ async def count(conn: db.Connection, state: str) -> int:
     return int(row["n"])
 
 
-async def ends(conn: db.Connection, run: str, within: float = 10) -> db.Row:
+async def ends(conn: db.Connection, run: str, within: float = PATIENCE) -> db.Row:
     """The run, when it has ended."""
     deadline = time.monotonic() + within
     while (row := await look(conn, run))["finished_at"] is None:
@@ -63,7 +66,7 @@ async def ends(conn: db.Connection, run: str, within: float = 10) -> db.Row:
     return row
 
 
-async def until(holds: Callable[[], Any], within: float = 10) -> None:
+async def until(holds: Callable[[], Any], within: float = PATIENCE) -> None:
     deadline = time.monotonic() + within
     while True:
         found = holds()
@@ -92,7 +95,7 @@ class Crew:
 
     async def once(self, *kinds: Kind, **options: Any) -> Worker:
         worker = self.worker(*kinds, once=True, **options)
-        await asyncio.wait_for(self.task(worker), 20)
+        await asyncio.wait_for(self.task(worker), PATIENCE)
         return worker
 
     def task(self, worker: Worker) -> asyncio.Task[None]:
@@ -130,8 +133,35 @@ class Crew:
                 worker.drain()
                 worker.release()
         for _, task in self.workers:
-            await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
+            await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), PATIENCE)
 
 
-async def exit_status(process: subprocess.Popen[bytes], within: float = 15) -> int:
+async def exit_status(process: subprocess.Popen[bytes], within: float = PATIENCE) -> int:
     return await asyncio.wait_for(asyncio.to_thread(process.wait), within)
+
+
+async def logs(process: subprocess.Popen[bytes], action: str) -> dict[str, Any]:
+    """The next line of its log that says so, when it comes; others before it are read over."""
+
+    def read() -> dict[str, Any]:
+        assert process.stderr is not None
+        for line in map(json.loads, process.stderr):
+            if line.get("action") == action:
+                return dict(line)
+        raise AssertionError(f"it ended without {action!r}")
+
+    return await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
+
+
+def queued(who: int | str = "thread-self") -> float:
+    """The seconds that a process (or who asks) was ready to run, and the processors ran others.
+    None, where the system doesn't count them."""
+    try:
+        return int(Path(f"/proc/{who}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def own_clock() -> float:
+    """Stands still while others have the processors that this thread could run on."""
+    return time.monotonic() - queued()

@@ -65,6 +65,13 @@ def note(path: str, seconds: float = 0) -> None:
     time.sleep(seconds)
 
 
+def note_until(path: str, end: str) -> None:
+    """Works until there is such a file."""
+    note(path)
+    while not os.path.exists(end):
+        time.sleep(0.01)
+
+
 def strike(ledger: str, step: str) -> str:
     """A call to the outside. Its worker dies before or after it, if `<ledger>.<run>` says so."""
     me: Any = current.get()

@@ -7,14 +7,14 @@ import itertools
 import os
 import random
 import signal
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 import pytest
-from conftest import Make
-from crew import Crew
+from conftest import Make, free_port
+from crew import Crew, until
 from lines import Line
 
 from orchestrator import db
@@ -42,6 +42,9 @@ class Clients:
         self.told: dict[str, int | None] = {}
         self.is_over = False
 
+    def heard_of_both(self, since: int) -> bool:
+        return {201, 422} <= set([*self.told.values()][since:])
+
     async def live(self) -> None:
         line = Line(self.port)
         try:
@@ -64,24 +67,17 @@ class Clients:
             self.told[title] = status
 
 
-async def killed_again_and_again(crew: Crew, port: int, times: int) -> None:
+async def killed_again_and_again(crew: Crew, clients: Clients, times: int) -> None:
+    """Each time in the middle of requests: it has answered some of them, good and bad."""
+    port = clients.port
     for _ in range(times):
         place = {"API_HOST": "127.0.0.1", "PORT": str(port), "APP_ENV": "development"}
         api = crew.process(name="api", environment={**place, "LOG_LEVEL": "error"})
-        await listens(port)
-        await asyncio.sleep(random.uniform(0.2, 0.8))
+        had = len(clients.told)
+        await until(partial(clients.heard_of_both, had))
+        await asyncio.sleep(random.uniform(0, 0.6))
         os.kill(api.pid, signal.SIGKILL)
         await asyncio.to_thread(api.wait)
-
-
-async def listens(port: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                return writer.close()
-            except OSError:
-                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.soak)])
@@ -89,14 +85,12 @@ async def test_what_a_killed_api_had_said_is_so_and_what_it_refused_left_no_row(
     crew: Crew, conn: db.Connection, times: int
 ) -> None:
     await db.call(conn, "ensure_system_agent")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    clients = Clients(port)
-    lives = [asyncio.create_task(clients.live()) for _ in range(CLIENTS)]
-    await killed_again_and_again(crew, port, times)
-    clients.is_over = True
-    await asyncio.gather(*lives)
+    clients = Clients(free_port())
+    async with asyncio.TaskGroup() as lives:
+        for _ in range(CLIENTS):
+            lives.create_task(clients.live())
+        await killed_again_and_again(crew, clients, times)
+        clients.is_over = True
     rows = await (await conn.execute("select title from orchestrator.task")).fetchall()
     made = Counter(row["title"] for row in rows)
     said = clients.told

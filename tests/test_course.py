@@ -371,9 +371,9 @@ async def test_an_attempt_has_its_time_and_all_of_them_have_theirs(run: Runs, to
     assert error == {"type": "timeout", "message": "longer than 0.02 s", "step": "a"}
     assert (tool.calls, tool.stopped) == (["a"] * 3, ["a"] * 3)
     forever = {"attempts": 100, "delay": 0}
-    error = await run.error(do("a", timeout={"attempt": 0.02, "total": 0.1}, retry=forever))
-    assert error["message"] == "longer than 0.1 s"
-    assert 5 < len(tool.calls) < 20
+    error = await run.error(do("a", timeout={"attempt": 0.02, "total": 0.5}, retry=forever))
+    assert error["message"] == "longer than 0.5 s"
+    assert 3 + 2 <= len(tool.calls) <= 3 + 25 + 1
 
 
 async def test_a_block_is_tried_again_without_its_steps_that_have_succeeded(
@@ -487,8 +487,8 @@ async def test_a_canceled_run_goes_no_further_even_if_its_step_does_not_obey(
 
 async def test_a_pipeline_has_its_time(run: Runs, tool: Tool) -> None:
     tool.hold("a")
-    error = await run.error(do("a"), timeout=0.05, finally_=[do("f")])
-    assert error == {"type": "timeout", "message": "longer than 0.05 s"}
+    error = await run.error(do("a"), timeout=0.5, finally_=[do("f")])
+    assert error == {"type": "timeout", "message": "longer than 0.5 s"}
     assert (tool.stopped, tool.calls) == (["a"], ["a", "f"])
 
 

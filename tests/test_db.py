@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 from conftest import Connect, Make, Proxied
+from crew import own_clock
 from psycopg.conninfo import conninfo_to_dict
 
 from orchestrator import db
@@ -90,10 +90,10 @@ async def test_a_statement_that_takes_too_long_is_ended_by_the_server(connect: C
 async def test_a_silent_server_is_noticed_and_the_call_ends(proxied: Proxied) -> None:
     connection = await db.connect(proxied.url, timeout=0.3)
     proxied.proxy.cut()
-    started = time.monotonic()
+    started = own_clock()
     with pytest.raises(Unavailable, match="did not answer in time"):
         await db.call(connection, "health")
-    assert time.monotonic() - started < 0.3 + db.GRACE_SECONDS + 1
+    assert own_clock() - started < 0.3 + db.GRACE_SECONDS + 1
     await connection.close()
 
 
@@ -103,19 +103,19 @@ async def test_a_cancelled_call_ends_on_a_silent_server(proxied: Proxied) -> Non
     task = asyncio.create_task(db.call(connection, "health"))
     await asyncio.sleep(0.05)
     task.cancel()
-    started = time.monotonic()
+    started = own_clock()
     with pytest.raises((asyncio.CancelledError, Unavailable, psycopg.OperationalError)):
         await task
-    assert time.monotonic() - started < 8
+    assert own_clock() - started < 8
     await connection.close()
 
 
 async def test_a_server_that_never_answers_a_connection_is_given_up(proxied: Proxied) -> None:
     proxied.proxy.cut()
-    started = time.monotonic()
+    started = own_clock()
     with pytest.raises((Unavailable, psycopg.OperationalError)):
         await db.connect(proxied.url)
-    assert time.monotonic() - started < 8
+    assert own_clock() - started < 8
 
 
 def test_every_bound_of_the_network_is_below_ten_seconds() -> None:
@@ -172,13 +172,13 @@ async def test_a_pool_behind_a_cut_network_refuses_in_time_and_recovers(
     async with db.Pool(config, role="orc_api", application="t") as pool:
         await pool.call("health")
         proxied.proxy.cut()
-        started = time.monotonic()
+        started = own_clock()
         with pytest.raises(Unavailable):
             await pool.call("health")
-        assert time.monotonic() - started < 10
+        assert own_clock() - started < 10
         proxied.proxy.mend()
-        started = time.monotonic()
-        while time.monotonic() - started < 5:
+        started = own_clock()
+        while own_clock() - started < 5:
             try:
                 await pool.call("health")
                 break
@@ -199,7 +199,7 @@ async def test_listening_survives_a_lost_connection_and_says_so(
 
     task = asyncio.create_task(ear())
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             assert await heard.get() is None
             await conn.execute("select pg_notify('orc_test', 'one')")
             assert await heard.get() == "one"

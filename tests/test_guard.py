@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 import pytest
 import trustme
+from crew import own_clock
 from peers import Heard, loop_unblocked, peer, says, writes
 
 from orchestrator import config, guard
@@ -200,19 +201,20 @@ async def test_the_next_address_is_dialled_when_one_does_not_answer() -> None:
 
 
 async def test_a_name_that_hangs_costs_its_own_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.getaddrinfo
+    real, answered = socket.getaddrinfo, threading.Event()
 
     def slow(host: Any, *rest: Any, **more: Any) -> Any:
         if host == "slow.example":
-            time.sleep(0.5)
+            answered.wait(60)
         return real("127.0.0.1" if host == "fast.example" else "127.0.0.2", *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     async with peer() as here, loop_unblocked():
         hanging = asyncio.create_task(get("http://slow.example/", timeout=0.2))
-        assert (await get(f"http://fast.example:{here.port}/", timeout=0.2)).status == 200
+        assert (await get(f"http://fast.example:{here.port}/", timeout=30)).status == 200
         with pytest.raises(TimedOut):
             await hanging
+        answered.set()
 
 
 async def test_a_name_that_nobody_knows_may_be_known_later() -> None:
@@ -322,7 +324,7 @@ async def test_a_server_that_never_shakes_hands_is_left_in_time() -> None:
 
     accepted: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     listening = await asyncio.start_server(wait, "127.0.0.1", 0)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         with pytest.raises(TimedOut):
             await get(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/", timeout=0.5)
         await accepted[0][0].read()  # it hung up
@@ -473,13 +475,15 @@ HOSTILE: dict[str, tuple[Any, type[Exception]]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 async def test_a_hostile_answer_fails_with_its_type_and_the_loop_goes_on(what: str) -> None:
+    """Others use this machine, too: what is to be found out at once has more time for it."""
     speak, error = HOSTILE[what]
+    ends_by_time = what in {"slow head", "slow body", "chunks of a byte", "endless interims"}
     async with peer(speak) as here:
-        started = time.monotonic()
+        started = own_clock()
         async with loop_unblocked():
             with pytest.raises((error, TimedOut) if what == "slow head" else error):
-                await get(f"{here.url}/path?query", timeout=0.4)
-        assert time.monotonic() - started < 1
+                await get(f"{here.url}/path?query", timeout=0.4 if ends_by_time else 20)
+        assert own_clock() - started < 1
         assert guard.of(HERE).pool.count == (1 if what == "half gzip" else 0)  # it was HTTP
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Connect, Make, Running, Serve
+from conftest import Connect, Make, Running, Serve, free_port
 from crew import Crew, enqueue, until
 from lines import Line
 from psycopg.types.json import Jsonb
@@ -681,9 +681,7 @@ async def crew(make: Make) -> AsyncIterator[Crew]:
 @asynccontextmanager
 async def an_api(crew: Crew, place: dict[str, str]) -> AsyncIterator[list[Ask]]:
     """Twenty lines to a process."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     crew.process(name="api", environment={**place, "PORT": str(port)})
     await until(lambda: listens(port), 30)
     lines = [Line(port) for _ in range(20)]

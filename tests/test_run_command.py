@@ -37,6 +37,7 @@ class Orc:
 
     def __init__(self, database: str, folder: Path) -> None:
         self.database, self.folder = database, folder
+        self.processes: list[asyncio.subprocess.Process] = []
 
     def write(self, *steps: Json, name: str = "p.json", **more: Any) -> str:
         document = {"pipeline": list(steps), **more}
@@ -45,10 +46,18 @@ class Orc:
 
     async def start(self, *words: str) -> asyncio.subprocess.Process:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "orchestrator.cli", "run", *words, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**kept, "DATABASE_URL": self.database},
         )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    async def end(self) -> None:
+        for process in self.processes:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
 
     async def __call__(self, *words: str) -> tuple[int, str, str]:
         return await ended(await self.start(*words))
@@ -62,8 +71,10 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def orc(database: str, tmp_path: Path) -> Orc:
-    return Orc(database, tmp_path)
+async def orc(database: str, tmp_path: Path) -> AsyncIterator[Orc]:
+    made = Orc(database, tmp_path)
+    yield made
+    await made.end()
 
 
 ECHO = {"id": "a", "uses": "set", "with": {"v": "${params}"}}

@@ -377,11 +377,12 @@ async def test_many_wait_without_a_connection_and_by_few_questions(
     while len(running.api.waiting.waiters) < 40:
         await asyncio.sleep(0.01)
     assert (await running.client.get("/auth/me", headers=KEY)).status_code == 200
+    asked = 0  # from when all of them wait
     await asyncio.sleep(0.5)
     crew.worker()
     answers = await asyncio.gather(*waits)
     assert {answer.status_code for answer in answers} == {200}
-    assert asked < 150
+    assert asked < 100
     assert not running.api.waiting.waiters
     await crew.end()
 
@@ -392,7 +393,7 @@ async def test_a_drain_answers_those_who_wait(house: House) -> None:
     while not house.running.api.waiting.waiters:
         await asyncio.sleep(0.01)
     house.running.api.drain()
-    assert (await asyncio.wait_for(wait, 5)).status_code == 202
+    assert (await asyncio.wait_for(wait, 20)).status_code == 202
 
 
 async def test_the_bounds_of_times_agree_with_the_times_that_are_shown(conn: db.Connection) -> None:

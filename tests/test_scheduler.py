@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import statistics
 import urllib.request
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Connect, Make
+from conftest import Clock, Connect, Make, free_port
 from crew import Crew, exit_status, until
 from psycopg.types.json import Jsonb
 
@@ -280,7 +279,7 @@ async def test_the_database_goes_away_and_comes_back(own_server: Start) -> None:
 
 
 async def test_it_says_that_it_lives_and_stops_when_told(crew: Crew, conn: db.Connection) -> None:
-    port = str(20000 + os.getpid() % 20000)
+    port = str(free_port())
     process = crew.process("--health-port", port, name="scheduler")
     await until(lambda: ask(conn, LIVES), 60)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import structlog
 from conftest import Serve
 
 from orchestrator import telemetry
@@ -18,14 +17,10 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def lines() -> Iterator[Lines]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+def lines(own_logs: None) -> Lines:
     stream = io.StringIO()
     telemetry.setup("test", "info", "json", stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    structlog.reset_defaults()
-    root.handlers[:], root.level = before
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_a_line_has_its_action_its_facts_and_the_correlation_id(lines: Lines) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from conftest import Connect, Make, Running, Serve
+from conftest import Connect, Make, Running, Serve, free_port
 from crew import Crew, enqueue, until
 from peers import peer, says
 from prometheus_client import Metric
@@ -128,9 +128,7 @@ async def test_the_guide_names_every_metric_and_no_other(serve: Serve, conn: db.
 async def test_a_worker_says_its_own_on_its_port(crew: Crew, conn: db.Connection) -> None:
     await enqueue(conn, GOOD)
     worker = await crew.once()
-    listening = asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
-    async with await listening as free:
-        port = free.sockets[0].getsockname()[1]
+    port = free_port()
     async with answer_health(port, lambda: True, lambda: True, worker.figures):
         async with httpx2.AsyncClient(trust_env=False) as client:
             answer = await client.get(f"http://127.0.0.1:{port}/metrics")

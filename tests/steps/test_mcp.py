@@ -67,6 +67,14 @@ class Place:
         assert isinstance(outcome, Done), outcome
         return outcome.value
 
+    async def hanging(self) -> asyncio.Task[Outcome]:
+        """A call that the server has heard and never answers."""
+        note = self.file.with_name("asked")
+        note.unlink(missing_ok=True)
+        call = asyncio.create_task(self.call("wild.hang", note=str(note)))
+        await until(note.exists)
+        return call
+
     async def limit(self, **limits: Any) -> Pool:
         pool = await mcp.sessions()
         pool.limits = Limits(**{"first_delay": 0.01, **limits})
@@ -88,7 +96,7 @@ def lives(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    await until(lambda: not lives(pid), 3)
+    await until(lambda: not lives(pid))
 
 
 @asynccontextmanager
@@ -262,8 +270,7 @@ async def test_a_server_over_the_cap_takes_the_place_of_an_idle_one(place: Place
 
 async def test_a_server_that_dies_in_a_call_fails_it_and_is_started_again(place: Place) -> None:
     first = (await place.value("wild.who"))["pid"]
-    other = asyncio.create_task(place.call("wild.hang"))
-    await asyncio.sleep(0.05)
+    other = await place.hanging()
     lost = await place.call("wild.die", status=3)
     assert lost == Retry("communication", "wild.die: MCP server 'wild' ended with status 3")
     also_lost = await other
@@ -273,19 +280,19 @@ async def test_a_server_that_dies_in_a_call_fails_it_and_is_started_again(place:
 
 
 async def test_a_server_that_keeps_breaking_is_started_less_and_less_often(place: Place) -> None:
-    await place.limit(first_delay=0.1, patience=0.15)
+    await place.limit(first_delay=0.3, patience=0.45)
     place.servers(wild=wild("stillborn"))
     began = time.monotonic()
     lost = await place.call("wild.echo")
     assert isinstance(lost, Retry)
     assert lost.type == "communication"
     assert lost.message.endswith("ended with status 1: no configuration")
-    assert isinstance(await place.call("wild.echo"), Retry)  # after 0.1 s
-    assert time.monotonic() - began > 0.1
-    rested = await place.call("wild.echo")  # 0.2 s are left: the run waits, not the call
+    assert isinstance(await place.call("wild.echo"), Retry)  # after 0.3 s
+    assert time.monotonic() - began > 0.3
+    rested = await place.call("wild.echo")  # 0.6 s are left: the run waits, not the call
     assert isinstance(rested, Retry)
     assert rested.delay is not None
-    assert 0.1 < rested.delay <= 0.2
+    assert 0.45 < rested.delay <= 0.6
     place.servers(wild=wild())
     await asyncio.sleep(rested.delay)
     assert await place.value("wild.echo", a=1) == {"a": 1}
@@ -302,8 +309,7 @@ async def test_the_last_words_of_a_server_are_in_the_log_and_in_nobody_elses_err
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hidden.add("K", "canary-of-another-run")
-    other = asyncio.create_task(place.call("wild.hang"))
-    await place.value("wild.echo")
+    other = await place.hanging()
     lost = await place.call("wild.die", words="it hurts canary-of-another-run")
     for outcome in (lost, await other):
         assert isinstance(outcome, Retry)
@@ -334,14 +340,14 @@ async def test_a_call_that_is_too_late_is_canceled_at_the_server(place: Place) -
     await place.value("wild.echo")
     await place.limit(call=0.5)
     assert await place.call("wild.hang") == Retry("timeout", "wild.hang took longer than 0.5 s")
+    await place.limit()
     canceled = await place.value("wild.was_canceled")
     assert len(canceled["ids"]) == 1
 
 
 async def test_a_step_that_is_canceled_is_canceled_at_the_server(place: Place) -> None:
     await place.value("wild.echo")
-    call = asyncio.create_task(place.call("wild.hang"))
-    await asyncio.sleep(0.05)
+    call = await place.hanging()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -488,7 +494,7 @@ async def test_at_the_end_nothing_is_left_not_even_what_ignores_sigterm(place: P
     assert all(map(lives, pids))
     began = time.monotonic()
     await steps.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20, "they would sleep for longer"
     for pid in pids:
         await gone(pid)
 

@@ -392,6 +392,10 @@ async def test_a_step_that_was_recorded_meanwhile_is_not_done_again(
     assert await deeds(conn) == 0
 
 
+READY = b"Z\0\0\0\5"
+"""How an answer of Postgres ends, but for the state of the transaction."""
+
+
 class Wire:
     """A proxy before Postgres that stops where a test says: it swallows what the server answers
     to a text, and then tells the test, which lets go of the connection or kills somebody."""
@@ -402,6 +406,7 @@ class Wire:
         self.url = url
         self.text = b"\0never\0"
         self.before = False  # stop before the server hears it
+        self.swallowed = asyncio.Event()
         self.stopped = asyncio.Event()
         self.writers: list[asyncio.StreamWriter] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -428,8 +433,7 @@ class Wire:
                     mute.set()
                     if not self.before:
                         far.write(data)
-                        await far.drain()
-                        await asyncio.sleep(0.2)  # the server commits, and answers in vain
+                        await self.swallowed.wait()
                     self.stopped.set()
                     return
                 far.write(data)
@@ -442,6 +446,8 @@ class Wire:
             while data := await far.read(65536):
                 if not mute.is_set():
                     near.write(data)
+                elif data[-6:-1] == READY:
+                    self.swallowed.set()
         if not mute.is_set():
             near.close()
 
@@ -487,7 +493,7 @@ async def test_a_lost_connection_leaves_one_effect_and_one_record(
     retry = {"attempts": 5, "delay": 0}
     run = await enqueue(conn, query(COUNT, ["x"], rows="one", retry=retry), LAST)
     crew.worker()
-    await asyncio.wait_for(wire.stopped.wait(), 5)
+    await asyncio.wait_for(wire.stopped.wait(), 60)
     assert await deeds(conn) == stands
     wire.cut()
     row = await ends(conn, run)
@@ -508,7 +514,7 @@ async def test_a_lost_answer_to_the_commit_is_looked_up_before_anybody_hears(
     wire.text, wire.before = b"commit", before
     run = await enqueue(conn, query(COUNT, ["x"], rows="one"))
     crew.worker()
-    await asyncio.wait_for(wire.stopped.wait(), 5)
+    await asyncio.wait_for(wire.stopped.wait(), 60)
     wire.cut()
     row = await ends(conn, run)
     assert (row["state"], await deeds(conn)) == (state, stands), row["error"]
@@ -527,7 +533,7 @@ async def test_a_killed_worker_leaves_as_many_effects_as_finished_steps(
         backoff="fixed", backoff_seconds=0,
     )  # fmt: skip
     process = crew.process("--lease", "1", environment={"ORC_SQL_URL": url})
-    await asyncio.wait_for(wire.stopped.wait(), 15)
+    await asyncio.wait_for(wire.stopped.wait(), 60)
     process.kill()
     await exit_status(process)
     wire.cut()

@@ -26,7 +26,7 @@ async def test_calls_that_wait_for_each_other_all_get_a_thread() -> None:
 async def test_a_call_behind_others_that_hang_is_made() -> None:
     threads, end = Threads(), threading.Event()
     hanging = [threads.call(lambda: end.wait(10)) for _ in range(FEW)]
-    assert await asyncio.wait_for(threads.call(lambda: 1).answer, 2) == 1
+    assert await asyncio.wait_for(threads.call(lambda: 1).answer, 8) == 1
     end.set()
     assert all([await job.answer for job in hanging])
 

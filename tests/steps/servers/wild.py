@@ -113,8 +113,10 @@ def together(id: Any, n: int, count: int) -> None:
 
 
 @tool
-def hang(id: Any) -> None:
-    pass
+def hang(id: Any, note: str = "") -> None:
+    """Leaves a note that it was asked."""
+    if note:
+        open(note, "w").close()
 
 
 @tool
