@@ -10,7 +10,6 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import Any, ClassVar, cast
 
@@ -48,6 +47,8 @@ class Bounded(HttpToolsProtocol):
     timed = ""
     """What the timer waits for: that, or that the client reads."""
     timer: asyncio.TimerHandle | None = None
+    answered: RequestResponseCycle
+    """The request that is being answered: of those in a connection one at a time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -125,11 +126,13 @@ class Bounded(HttpToolsProtocol):
             self.arm("body", self.seconds)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.scope["extensions"] = {WHOLE: cast(Any, partial(self.answer, cycle))}
+        self.answered = cycle  # a scope that named it would be garbage for the collector
+        cycle.scope["extensions"] = {WHOLE: cast(Any, self.answer)}
         super()._start_asgi_task(cycle, app)
 
-    def answer(self, cycle: RequestResponseCycle, status: int, head: bytes, body: bytes) -> bool:
+    def answer(self, status: int, head: bytes, body: bytes) -> bool:
         """An answer of which all is known. False: it is to be sent as ASGI has it."""
+        cycle = self.answered
         if self.flow.write_paused or cycle.response_started or cycle.disconnected:
             return False
         cycle.response_started = cycle.response_complete = True

@@ -222,9 +222,9 @@ async def test_an_answer_in_one_piece_is_the_one_through_all_layers(
     in_one_piece: list[int] = []
     answer = httpd.Bounded.answer
 
-    def noted(self: httpd.Bounded, cycle: Any, status: int, head: bytes, body: bytes) -> bool:
+    def noted(self: httpd.Bounded, status: int, head: bytes, body: bytes) -> bool:
         in_one_piece.append(status)
-        return answer(self, cycle, status, head, body)
+        return answer(self, status, head, body)
 
     monkeypatch.setattr(httpd.Bounded, "answer", noted)
     listed = Endpoint("POST", "/listed", "listed", status=201, handler=_listed)
