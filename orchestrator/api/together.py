@@ -27,12 +27,10 @@ SHARED = {
 answer each; null is for one that is to be made alone, and has left nothing."""
 
 MOST, MOST_BYTES = 32, 10_000
-"""Calls in a statement, and of one of them: what is larger goes alone."""
+"""Calls in a statement, and of one of them: what is larger goes alone. While the server works for
+some callers, this process does for as many others: two statements at once would cost both more."""
 
-AT_ONCE = 2
-"""Statements under way: while the server works for some callers, this process does for others."""
-
-PATIENCE_SECONDS = 0.005
+PATIENCE_SECONDS = 0.01
 """A statement that takes longer doesn't keep the others waiting: they get one of their own."""
 
 
@@ -90,7 +88,7 @@ class Queue:
         self.pool = pool
         self.waiting: deque[Asked] = deque()
         self.carriers: set[asyncio.Task[None]] = set()
-        self.prompt: set[asyncio.Task[None]] = set()  # for whom it's worth to wait
+        self.prompt: asyncio.Task[None] | None = None  # for whom it's worth to wait
 
     async def ask(self, verb: str, actor: db.Actor, arguments: dict[str, Any]) -> db.Row | None:
         """The row; None when it must be asked for alone."""
@@ -105,18 +103,18 @@ class Queue:
         return await answer
 
     def _go_on(self) -> None:
-        if self.waiting and len(self.prompt) < AT_ONCE and len(self.carriers) < self.pool.max_size:
-            carrier = asyncio.create_task(self._carry(), context=Context())
-            self.carriers.add(carrier)
-            self.prompt.add(carrier)
-            carrier.add_done_callback(self._carried)
+        if self.waiting and self.prompt is None and len(self.carriers) < self.pool.max_size:
+            self.prompt = asyncio.create_task(self._carry(), context=Context())
+            self.carriers.add(self.prompt)
+            self.prompt.add_done_callback(self._carried)
 
     def _carried(self, carrier: asyncio.Task[None]) -> None:
         self.carriers.discard(carrier)
         self._lose_patience(carrier)
 
     def _lose_patience(self, carrier: asyncio.Task[None]) -> None:
-        self.prompt.discard(carrier)
+        if self.prompt is carrier:
+            self.prompt = None
         self._go_on()
 
     async def _carry(self) -> None:
@@ -124,7 +122,7 @@ class Queue:
         me = asyncio.current_task()
         assert me is not None
         await asyncio.sleep(0)  # requests that have arrived are read first
-        while self.waiting and me in self.prompt:
+        while self.waiting and me is self.prompt:
             batch = [self.waiting.popleft() for _ in range(min(MOST, len(self.waiting)))]
             timer = me.get_loop().call_later(PATIENCE_SECONDS, self._lose_patience, me)
             await self._send(batch)

@@ -63,10 +63,13 @@ def planned(said: dict[str, Any], anchor: datetime, start: datetime) -> dict[str
     task = _timed(said, anchor)
     if task["kind"] == "once" and not next_after(task, start).items:
         raise BadRule("schedule_expr", "this time is past", "give a time to come, or grace_seconds")
-    row = {**task, "known_from": start.isoformat(), "until_at": None, "wanted": 16}
+    row = {**task, "known_from": start.isoformat(), "until_at": None, "wanted": FIRST}
     instants, known_to = following(row)
     return {"instants": instants, "known_to": known_to}
 
+
+FIRST = 6
+"""Instants of a new task: a scheduler computes further ones before these are used up."""
 
 RECENT = RecentPlans()
 

@@ -59,8 +59,9 @@ begin
       timeout_seconds double precision, labels jsonb, instants timestamptz[], known_to timestamptz, made_at timestamptz)
     cross join lateral (select case t.schedule_kind when 'once' then v_now - make_interval(secs => t.grace_seconds) else v_now end) as f(from_at)),
   plain as materialized (
-    select a.*, orchestrator.new_id() as id, (orc._pipeline(a.tenant, a.payload)).id as pipeline_id
-    from asked a where a.is_plain and a.upcoming <> '{}'),
+    select a.*, orchestrator.new_id() as id, coalesce(l.id, (orc._pipeline(a.tenant, a.payload)).id) as pipeline_id
+    from asked a left join orchestrator.pipeline l on l.tenant_id = a.tenant and l.id = orc._pipeline_id(a.payload)
+    where a.is_plain and a.upcoming <> '{}'),
   made as (
     insert into orchestrator.task (
       tenant_id, id, title, description, kind, pipeline_id, priority, queue, max_attempts, backoff, timeout_seconds, concurrency_key,

@@ -51,6 +51,12 @@ begin
 end $$;
 comment on function orc._store_pipeline(text, uuid, jsonb) is 'Stores a pipeline, and its tenant when that is new.';
 
+create function orc._pipeline_id(document jsonb) returns uuid
+language sql immutable as $$
+  select encode(substring(sha256(convert_to(document::text, 'UTF8')) from 1 for 16), 'hex')::uuid
+$$;
+comment on function orc._pipeline_id(jsonb) is 'A pipeline''s id: made of its content.';
+
 -- The pipeline's id and what its runs inherit; stored when it is new. A text is the id of one that is.
 create function orc._pipeline(
   tenant text, document jsonb, out id uuid, out queue text, out priority smallint, out concurrency_key text,
@@ -66,7 +72,7 @@ begin
     if jsonb_typeof(document) = 'array' then
       document := jsonb_build_object('pipeline', document);
     end if;
-    id := encode(substring(sha256(convert_to(document::text, 'UTF8')) from 1 for 16), 'hex')::uuid;
+    id := orc._pipeline_id(document);
   end if;
   loop
     select p.queue, p.priority, p.concurrency_key, p.concurrency_limit, p.on_conflict
