@@ -108,6 +108,16 @@ async def test_one_that_is_refused_is_refused_alone_and_as_ever(callers: Callers
     assert {k: first[k] for k in first.keys() - ours} == {k: again[k] for k in again.keys() - ours}
 
 
+async def test_what_fails_for_all_of_them_is_done_for_each_alone(callers: Callers) -> None:
+    await callers.conn.execute(
+        "create or replace function orc.runs_together(calls jsonb) returns setof jsonb"
+        " language plpgsql as $$ begin perform 1 / 0; end $$"
+    )
+    run = await callers.run("acme")
+    said = await asyncio.gather(*(callers.ask("acme", "GET", f"/runs/{run}") for _ in range(12)))
+    assert {one.status_code for one in said} == {200}
+
+
 async def test_a_caller_without_the_scope_is_refused_in_a_crowd(callers: Callers) -> None:
     calls = [
         {"scopes": scopes, "given": {"topic": "scoped"}}
