@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from orchestrator import db, devpg, schema
 from orchestrator.config import Config
 from orchestrator.scheduler import Ticker
+from orchestrator.scheduler.clock import Clock as AlarmClock
 
 Start = Callable[[], devpg.Cluster]
 SECOND = timedelta(seconds=1)
@@ -168,6 +169,28 @@ async def test_what_somebody_else_holds_is_not_asked_for_all_the_time(
         await asyncio.sleep(2)
     await lateness(conn, 1)
     assert 3 <= await ask(conn, TICKS) < 80
+
+
+async def test_chores_go_on_when_somebody_sets_the_machines_clock_back() -> None:
+    did = asyncio.Event()
+
+    async def chores() -> int:
+        did.set()
+        return 0
+
+    wall = AlarmClock(asyncio.Event(), chores)
+    try:
+        await asyncio.wait_for(did.wait(), 10)
+        hour = timedelta(hours=1)
+        wall.jobs.modify_job("chores", next_run_time=datetime.now(UTC) + hour)  # so it would be
+        wall.keep()
+        assert wall.jobs.get_job("chores").next_run_time > datetime.now(UTC) + hour / 2
+        wall.offset += hour.total_seconds()
+        did.clear()
+        wall.keep()
+        await asyncio.wait_for(did.wait(), 10)
+    finally:
+        await wall.stop()
 
 
 # What goes wrong
