@@ -62,11 +62,12 @@ Requests = Callable[[int], bytes]
 
 
 async def post_tasks(place: Place) -> Figure:
-    """`POST /tasks` with a cron rule: validated, its next instants computed, made."""
-    body = msgspec.json.encode(TASK)
+    """`POST /tasks` as a program makes them: with titles of their own, a cron rule and a pipeline
+    that others have, too."""
+    bodies = [msgspec.json.encode({**TASK, "title": f"Weather {n:04}"}) for n in range(1000)]
     async with _servers(place) as (_, api, bare):
-        own = api.request("POST", "/tasks", body)
-        return await _beside(place, api, lambda _: own, bare, body)
+        asked = [api.request("POST", "/tasks", body) for body in bodies]
+        return await _beside(place, api, lambda n: asked[n % len(asked)], bare, bodies[0])
 
 
 async def post_events(place: Place) -> Figure:
