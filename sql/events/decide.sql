@@ -298,8 +298,9 @@ comment on function orc.publish_event(text, text, jsonb, uuid, text, text, times
   'Publishes an event and starts every task that listens to it, in one transaction. The same id, or name and source, again is the same event.';
 grant execute on function orc.publish_event(text, text, jsonb, uuid, text, text, timestamptz, boolean) to orc_api, orc_worker;
 
--- Events of several callers in one insert, {tenant, scopes, given}, and an answer for each. Null, and nothing, for one that is to be published alone: a task listens, the caller has named it or may not publish. An event
--- that makes no sense, or would wait for somebody, makes that all of them.
+-- Events of several callers in one insert, {tenant, scopes, given}, and an answer for each. Null, and nothing, for one
+-- that is to be published alone: a task listens, the caller has named it or may not publish. An event that makes no
+-- sense, or would wait for somebody, makes that all of them.
 -- Who began to listen after the look hears of it from the next tick.
 create function orc.publish_together(calls jsonb) returns setof jsonb
 language plpgsql security definer

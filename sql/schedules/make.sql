@@ -30,8 +30,10 @@ comment on function orc.make_task(text, jsonb) is
   'orc.create_task with the fields of an object (all of them). Null, and nothing is made, when its made_at isn''t of the last minute: read the clock.';
 grant execute on function orc.make_task(text, jsonb) to orc_api;
 
--- Tasks of several callers in one statement, {tenant, actor, scopes, request, given}, and an answer for each: what its maker doesn't know of it. Null, and nothing, for one that is to be made alone: it goes by events or
--- excludes others, its plan has no instants, or it is refused. What makes no sense, or would wait for somebody, makes that all.
+-- Tasks of several callers in one statement, {tenant, actor, scopes, request, given}, and an answer for each: what its maker
+-- doesn't know of it. Null, and nothing, for one that is to be made alone: it goes by events or excludes others, its plan has
+-- no instants, or it is refused. What makes no sense, or would wait for somebody, makes that all.
+-- Measured 2026-11-21 (18), batches of 30: 72 µs of the server for a task; each by orc.make_task in a subtransaction, 240.
 create function orc.make_together(calls jsonb) returns setof jsonb
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
