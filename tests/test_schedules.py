@@ -286,7 +286,9 @@ async def test_no_rule_is_read_or_looked_at_on_the_event_loop(
     assert not any(is_on_loop for _, is_on_loop in places), places
 
 
-async def test_the_past_is_backfilled_and_stands_in_the_ledger(app: httpx2.AsyncClient) -> None:
+async def test_the_past_is_backfilled_and_stands_in_the_ledger(
+    app: httpx2.AsyncClient, conn: db.Connection
+) -> None:
     found = await made(app, schedule_expr="0 * * * *", timezone="UTC")
     place = f"/tasks/{found['id']}"
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -311,6 +313,7 @@ async def test_the_past_is_backfilled_and_stands_in_the_ledger(app: httpx2.Async
     future = {"from": hour.isoformat(), "to": (hour + timedelta(hours=1)).isoformat()}
     assert (await app.post(f"{place}/backfill", json=future)).status_code == 422
     assert (await app.get(f"{place}/why_not")).status_code == 422
+    await conn.execute("select orc.keep_partitions()")  # soon after midnight two are of yesterday
 
 
 async def test_a_single_time_is_in_the_zone_of_its_task_and_may_be_a_little_late(

@@ -44,13 +44,13 @@ declare
   v_answers jsonb[];
 begin
   with asked as materialized (
-    select c.nth, c.tenant, c.actor, c.request, t.*, f.from_at,
-           array(select i from unnest(t.instants) as i where i > f.from_at order by i) as upcoming,
-           orc._covers(string_to_array(c.scopes, ' '), '{tasks:write}')
-           and (t.created_by::text = c.actor or orc._covers(string_to_array(c.scopes, ' '), '{admin}'))
-           and orc._is_timed(t.schedule_kind) and t.dedupe_key is null and not t.payload ? 'probe'
-           and coalesce(orchestrator.json_is_bounded(t.labels, 10000), true)
-           and t.made_at between v_now - interval '1 minute' and v_now as is_plain
+    select c.nth, c.tenant, c.actor, c.request, t.*, f.from_at, u.upcoming, orchestrator.new_id() as id,
+           case when orc._covers(string_to_array(c.scopes, ' '), '{tasks:write}')
+                 and (t.created_by::text = c.actor or orc._covers(string_to_array(c.scopes, ' '), '{admin}'))
+                 and orc._is_timed(t.schedule_kind) and t.dedupe_key is null and not t.payload ? 'probe' and u.upcoming <> '{}'
+                 and coalesce(orchestrator.json_is_bounded(t.labels, 10000), true)
+                 and t.made_at between v_now - interval '1 minute' and v_now
+                then coalesce(l.id, (orc._pipeline(c.tenant, t.payload)).id) end as pipeline_id
     from rows from (jsonb_to_recordset(calls) as (tenant text, actor text, scopes text, request text, given jsonb))
          with ordinality as c(tenant, actor, scopes, request, given, nth)
     cross join lateral jsonb_to_record(c.given -> 'task') as t(
@@ -59,11 +59,10 @@ begin
       concurrency_limit integer, created_by uuid, catch_up text, catch_up_limit integer, grace_seconds double precision, overlap text,
       jitter_seconds double precision, dst_gap text, dst_fold text, starts_at timestamptz, ends_at timestamptz, queue text,
       timeout_seconds double precision, labels jsonb, instants timestamptz[], known_to timestamptz, made_at timestamptz)
-    cross join lateral (select case t.schedule_kind when 'once' then v_now - make_interval(secs => t.grace_seconds) else v_now end) as f(from_at)),
-  plain as materialized (
-    select a.*, orchestrator.new_id() as id, coalesce(l.id, (orc._pipeline(a.tenant, a.payload)).id) as pipeline_id
-    from asked a left join orchestrator.pipeline l on l.tenant_id = a.tenant and l.id = orc._pipeline_id(a.payload)
-    where a.is_plain and a.upcoming <> '{}'),
+    left join orchestrator.pipeline l on l.tenant_id = c.tenant and l.id = orc._pipeline_id(t.payload)
+    cross join lateral (select case t.schedule_kind when 'once' then v_now - make_interval(secs => t.grace_seconds) else v_now end) as f(from_at)
+    cross join lateral (select case when t.instants[1] > f.from_at then t.instants  -- they are in order
+                                    else array(select i from unnest(t.instants) as i where i > f.from_at order by i) end) as u(upcoming)),
   made as (
     insert into orchestrator.task (
       tenant_id, id, title, description, kind, pipeline_id, priority, queue, max_attempts, backoff, timeout_seconds, concurrency_key,
@@ -72,21 +71,22 @@ begin
            p.timeout_seconds, p.concurrency_key, p.concurrency_limit, make_interval(secs => p.dedupe_window_seconds), p.catch_up,
            p.catch_up_limit, make_interval(secs => p.grace_seconds), p.overlap, make_interval(secs => p.jitter_seconds), p.labels,
            p.created_by, p.made_at, v_now
-    from plain p
+    from asked p where p.pipeline_id is not null
     returning task),
   ruled as (
     insert into orchestrator.rule (tenant_id, task_id, revision, kind, expr, zone, dst_gap, dst_fold, starts_at, ends_at, from_at)
     select p.tenant, p.id, 1, p.schedule_kind, p.schedule_expr, p.timezone, p.dst_gap, p.dst_fold, p.starts_at, p.ends_at, p.from_at
-    from plain p),
+    from asked p where p.pipeline_id is not null),
   planned as (
     insert into orchestrator.plan as n (tenant_id, task_id, through, known_to, upcoming, next_at, wants_more)
     select p.tenant, p.id, p.from_at, coalesce(p.known_to, p.from_at), p.upcoming, orc._alarm(m.task, p.upcoming, false),
            orc._wants_more(m.task, p.upcoming, coalesce(p.known_to, p.from_at), null, false)
-    from plain p join made m on (m.task).id = p.id
+    from asked p join made m on (m.task).id = p.id
     returning n as plan),
   audited as (
     insert into orchestrator.audit (tenant_id, actor, action, subject, request_id)
-    select p.tenant, p.actor, 'create_task', p.id::text, nullif(p.request, '') from plain p)
+    select p.tenant, p.actor, 'create_task', p.id::text, nullif(p.request, '')
+    from asked p where p.pipeline_id is not null)
   select bool_or(w.wakes), array_agg(case when w.task is not null then jsonb_build_object('make_task', w.task) end order by a.nth)
   into v_wakes, v_answers
   from asked a left join (
@@ -94,7 +94,7 @@ begin
              'id', p.id, 'status', 'active', 'version', 1, 'created_at', p.made_at, 'updated_at', v_now, 'next_run_at', (n.plan).next_at,
              'timeout_seconds', (m.task).timeout_seconds, 'dedupe_window_seconds', extract(epoch from (m.task).dedupe_window),
              'grace_seconds', extract(epoch from (m.task).grace), 'jitter_seconds', extract(epoch from (m.task).jitter)) as task
-    from plain p join made m on (m.task).id = p.id join planned n on (n.plan).task_id = p.id) as w on w.nth = a.nth;
+    from asked p join made m on (m.task).id = p.id join planned n on (n.plan).task_id = p.id) as w on w.nth = a.nth;
   if v_wakes then
     perform pg_notify('orc_tasks', '');
   end if;
