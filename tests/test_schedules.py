@@ -457,3 +457,16 @@ def test_no_more_plans_are_kept_than_there_is_room_for() -> None:
     for rule in rules:
         recent.keep(rule, MONDAY, tasks.planned(rule, MONDAY, MONDAY))
     assert [recent.plan(rule, MONDAY) is not None for rule in rules] == [False, False, True]
+
+
+@pytest.mark.breaks
+async def test_rules_and_plans_without_their_task_are_a_broken_invariant(
+    app: httpx2.AsyncClient, conn: db.Connection
+) -> None:
+    found = await made(app, schedule_expr="0 * * * *")
+    assert await (await conn.execute("select * from orc.check()")).fetchall() == []
+    await conn.execute("delete from orchestrator.task")
+    broken = await (await conn.execute("select * from orc.check()")).fetchall()
+    assert [(row["invariant"], row["subject"]) for row in broken] == [
+        ("rules_and_plans_are_of_tasks", found["id"])
+    ]

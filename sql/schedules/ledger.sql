@@ -114,6 +114,10 @@ language sql stable as $$
   where t.status <> 'canceled' and not exists (select from orchestrator.rule r where r.tenant_id = t.tenant_id and r.task_id = t.id
                                                and r.revision = t.revision and r.until_at is null)
   union all
+  select 'rules_and_plans_are_of_tasks', o.task_id::text, 'there is no such task'
+  from (select r.tenant_id, r.task_id from orchestrator.rule r union select p.tenant_id, p.task_id from orchestrator.plan p) as o
+  where not exists (select from orchestrator.task t where t.tenant_id = o.tenant_id and t.id = o.task_id)
+  union all
   select 'only_active_tasks_look_ahead', t.id::text, format('%s, next at %s', t.status, p.next_at)
   from orchestrator.plan p join orchestrator.task t on t.tenant_id = p.tenant_id and t.id = p.task_id
   where t.status in ('paused', 'completed') and (p.next_at < 'infinity' or p.wants_more)

@@ -8,6 +8,7 @@
 --
 -- A task is what people said. Its rules are kept by revision: which one was in force at an instant is a
 -- fact that an edit doesn't change, so what was missed before an edit is caught up by the rule of then.
+-- Tasks are never deleted, so rules and plans have no foreign keys to them: orc.check() looks.
 --
 -- Its plan is what the scheduler knows: every instant up to `through` is in the ledger, the next ones are
 -- in `upcoming`, and there is none besides up to `known_to`:
@@ -175,7 +176,6 @@ create table orchestrator.rule (
   needed integer,
   span interval,
   constraint rule_is_written_once primary key (tenant_id, task_id, revision),
-  constraint task_exists foreign key (tenant_id, task_id) references orchestrator.task (tenant_id, id),
   constraint it_ends_after_it_starts check (ends_at >= starts_at),
   constraint it_was_in_force_forwards check (until_at >= from_at),
   constraint an_event_has_a_topic check (kind <> 'event' or topic is not null),
@@ -219,7 +219,6 @@ create table orchestrator.plan (
   last_at timestamptz,
   problem text,
   constraint task_has_one_plan primary key (tenant_id, task_id),
-  constraint task_exists foreign key (tenant_id, task_id) references orchestrator.task (tenant_id, id),
   constraint what_is_known_is_not_behind check (known_to >= through),
   constraint upcoming_is_bounded check (cardinality(upcoming) <= 4000)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
