@@ -14,7 +14,7 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -210,13 +210,14 @@ def _same(client: _Client) -> _Client:
 @contextmanager
 def _stepping_back() -> Iterator[None]:
     """Who measures shares two cores with the measured, and waits until these give one up: else the
-    kernel lets it cut in on each answer, on the core of who gives it."""
-    before = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    kernel lets it cut in on each answer, on the core of who gives it. Where it may, that is."""
+    with suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         yield
     finally:
-        os.sched_setscheduler(0, before, os.sched_param(0))
+        with suppress(OSError, AttributeError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class _Client(asyncio.Protocol):
