@@ -17,6 +17,7 @@ import msgspec
 import psycopg
 import pytest
 from conftest import Clock, Connect, new_database
+from crew import own_clock
 from psycopg import sql
 from psycopg.types.json import Json
 
@@ -468,9 +469,9 @@ async def test_a_busy_table_is_reported_and_not_waited_for(
     reader = await connect()
     async with reader.transaction():
         await reader.execute("select from orchestrator.deed")
-        started = asyncio.get_running_loop().time()
+        started = own_clock()
         done = await keep(conn)
-        assert asyncio.get_running_loop().time() - started < 4, "a call has 5 s"
+        assert own_clock() - started < 2, "a call has 5 s"
         assert {action for action, _ in done} == {"busy"}
         assert await ask(conn, PARTITIONS_OF_DEED) == ["deed_default"]
     assert await keep(conn) == [("created", name) for name in FOUR_DAYS]

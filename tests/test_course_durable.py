@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from acts import Tool, do, lines_of, start, steps_of
 from conftest import Make
-from crew import Crew, count, ends, enqueue_many, exit_status, look, until
+from crew import Crew, count, ends, enqueue_many, exit_status, look, own_clock, until
 from psycopg.types.json import Jsonb
 
 from orchestrator import db
@@ -622,7 +622,9 @@ async def test_what_a_step_recorded_is_there_while_the_next_one_works(
     async def recorded() -> bool:
         return "a" in await steps_of(conn, id)
 
+    started = own_clock()
     await until(recorded, within=30)
+    assert own_clock() - started < 1
 
 
 async def test_many_records_in_one_call_cost_what_each_of_them_costs(conn: db.Connection) -> None:

@@ -29,6 +29,7 @@ from crew import (
     exit_status,
     logs,
     look,
+    own_clock,
     queued,
     until,
 )  # fmt: skip
@@ -299,8 +300,10 @@ async def test_a_cancel_reaches_the_running_step(
         await until(
             lambda: sole(conn, "select count(*) from pg_stat_activity where query ~ '^listen'")
         )
+    started = own_clock()
     assert (await db.call_one(conn, "cancel_run", tenant="t", run=run))["canceled"]
     row = await ends(conn, run, within=6)  # it renews its lease, and so hears it, after 7.5 s
+    assert own_clock() - started < 2
     assert (row["state"], row["attempt"], gate.inside) == ("canceled", 1, [])
     await until(lambda: worker.counters.settled == 1)
 
@@ -402,11 +405,11 @@ async def test_an_idle_worker_starts_work_at_a_hint(crew: Crew, conn: db.Connect
     await asyncio.sleep(0.05)
     times: list[float] = []
     while len(times) < 5 or (min(times) >= 0.05 and len(times) < 100):  # others use this machine
-        started = time.monotonic()
+        started = own_clock()
         await ends(conn, await enqueue(conn, SET))
-        times.append(time.monotonic() - started)
+        times.append(own_clock() - started)
     assert min(times) < 0.05
-    assert max(times) < 10, "it would look by itself after 21 s"
+    assert max(times) < 1, "it would look by itself after 21 s"
 
 
 async def test_a_worker_with_a_long_run_hears_hints_for_its_free_slots(
@@ -415,7 +418,9 @@ async def test_a_worker_with_a_long_run_hears_hints_for_its_free_slots(
     await enqueue(conn, GATED)
     worker = crew.worker(gate.kind, poll=30.0)
     await until(lambda: gate.inside and worker.told_idle)
+    started = own_clock()
     await ends(conn, await enqueue(conn, SET), within=10)  # it would look after 21 s
+    assert own_clock() - started < 2
 
 
 async def test_without_hints_work_starts_within_the_poll_interval(
@@ -514,7 +519,9 @@ async def test_a_silent_database_ends_the_lease(
     worker = crew.worker(gate.kind, lease=1.0)
     await until(lambda: gate.inside)
     proxied.proxy.cut()
+    started = own_clock()
     await until(lambda: worker.counters.dropped == 1, within=10)
+    assert own_clock() - started < 4
     assert gate.inside == []
     worker.drain()  # and nobody hears a farewell
     await asyncio.wait_for(crew.task(worker), 10)
