@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope
+from crew import own_clock
 from peers import loop_unblocked
 
 from orchestrator.config import Config
@@ -257,8 +258,10 @@ async def test_a_server_that_talks_without_end_or_sense_fails_the_step_and_nothi
 async def test_a_server_that_falls_silent_is_left() -> None:
     async with office() as post:
         post.opened.clear()
+        began = own_clock()
         async with asyncio.timeout(20):
             outcome = await sent(f"smtp://127.0.0.1:{post.port}", timeout=0.1)
+        assert own_clock() - began < 1
         post.opened.set()
     assert outcome == Retry("timeout", "the mail server took longer than 0.1 s")
 
